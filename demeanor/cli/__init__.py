@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a negative answer (gate: fail, export: differs, rewards: h
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -91,6 +92,12 @@ app.add_typer(recorded_turns.app, name="turns")
 app.command()(recorded_turns.replay)
 
 
+FULL = (
+    "demeanor: the disk is full, or files may not be so large (df -h, ulimit -f). Make room, or name other folders: --runs FOLDER for "
+    "weights, --results FOLDER for results. What was finished is kept: the same command goes on from there."
+)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"demeanor {__version__}")
@@ -127,7 +134,9 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return BROKEN_PIPE
     except OSError as error:
-        if error.filename is None:
+        if is_full(error):
+            print(FULL, file=sys.stderr)
+        elif error.filename is None:
             traceback.print_exc()
         else:
             print(f"demeanor: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -135,8 +144,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("\ndemeanor: stopped", file=sys.stderr)
         return STOPPED
-    except Exception:  # a bug must not end with the code of a verdict
-        traceback.print_exc()
+    except Exception as error:  # a bug must not end with the code of a verdict
+        if is_full(error):
+            print(FULL, file=sys.stderr)
+        else:
+            traceback.print_exc()
         return FAILED
 
 
@@ -155,6 +167,14 @@ def _within_64_bits(option: Any, process: Callable[[Any, Any], Any], context: An
         if isinstance(each, int) and not -(2**63) <= each < 2**63:
             raise typer.BadParameter(f"{each} is too large.", ctx=context, param=option)
     return value
+
+
+def is_full(error: BaseException) -> bool:
+    """Did a write fail because the disk is full, a quota is reached, or files may not be so large?"""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    said = str(error)  # safetensors and SQLite tell it in words
+    return "disk is full" in said or re.search(r"\(os error (27|28|122)\)", said) is not None
 
 
 def _mistake(error: typer.TyperException) -> str:

@@ -70,7 +70,7 @@ def _weights(stack: Stack, runs: Runs) -> Table:
         minutes = (
             ""
             if plan.state == "trained" or not plan.tokens
-            else f"{plan.tokens / 1e6:.2f} M tokens, ~{plan.minutes:.1f} min"
+            else f"{plan.tokens / 1e6:.2f} M tokens, ~{max(plan.minutes, 0.1):.1f} min"
         )
         total += 0.0 if plan.state == "trained" else plan.minutes
         table.add_row(
@@ -83,9 +83,8 @@ def _weights(stack: Stack, runs: Runs) -> Table:
             minutes,
             "" if plan.state == "trained" else plan.memory,
         )
-    table.caption = (
-        f"* answers users.  To train now: about {total:.1f} minutes on this machine (an estimate)."
-    )
+    wanted = f"about {total:.1f} minutes" if total >= 1 else "less than a minute" if total else "nothing"
+    table.caption = f"* answers users.  To train now: {wanted} on this machine (an estimate)."
     table.caption_justify = "left"
     return table
 

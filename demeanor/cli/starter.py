@@ -132,7 +132,7 @@ def write(found: Plan, *, force: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         load(found.folder / "stack.yaml")
-    except DemeanorError:
+    except (DemeanorError, OSError):
         for path in set(found.files) - set(there):  # nothing half useful stays
             path.unlink(missing_ok=True)
         raise

