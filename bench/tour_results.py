@@ -2,6 +2,7 @@
 
     python -m bench.tour_results --runs runs                 # all chapters (about 6 minutes on 2 quiet cores)
     python -m bench.tour_results --runs runs --check         # make docs-test: fresh runs against the kept ones; exit code 1 if they differ
+    python -m bench.tour_results --stack smollm2-tour/stack.yaml   # the same on SmolLM2 (after `demeanor tour smollm2`)
 
 `--check` holds a number equal if the fresh one lies within the kept interval or within a point of it.
 """
@@ -18,7 +19,16 @@ from pathlib import Path
 from demeanor import app
 from demeanor.report import outputs
 from demeanor.tour import findings, notebook
-from demeanor.tour.chapters import END, START, Chapter, chapters
+from demeanor.tour.chapters import (
+    END,
+    SMOLLM2_END,
+    SMOLLM2_PICTURE,
+    SMOLLM2_START,
+    START,
+    Chapter,
+    chapters,
+)
+from demeanor.tour.courses import SMOLLM2, WORLD, Course, course_of
 from demeanor.tour.findings import Findings, TourNumber
 from demeanor.tour.lab import Lab
 from demeanor.training.runs import Runs
@@ -27,26 +37,37 @@ STACK = Path("stacks/demo/demo.yaml")
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "tour"
 
 
-def table(found: Findings) -> str:
+MARKS = {WORLD: (START, END), SMOLLM2: (SMOLLM2_START, SMOLLM2_END)}
+
+
+def table(found: Findings, course: Course = WORLD) -> str:
     """What stands between the marks of a chapter."""
+    start, end = MARKS[course]
     shown = found.table()
     head = f"| {' | '.join(str(c) for c in shown.columns)} |\n|{'---|' * len(shown.columns)}\n"
     rows = "".join(f"| {' | '.join(str(c) for c in row)} |\n" for row in shown.rows)
-    about = f"{found.counts()}; `{found.stack}`, seed 0, stack key {found.stack_key}; {shown.title}."
-    return f"{START}\n{head}{rows}\n{found.said}\n{about[0].lower() + about[1:]}\n{END}"
+    stack = f"`{found.stack}`" if course is WORLD else "SmolLM2-135M-Instruct"
+    about = f"{found.counts()}; {stack}, seed 0, stack key {found.stack_key}; {shown.title}."
+    return f"{start}\n{head}{rows}\n{found.said}\n{about[0].lower() + about[1:]}\n{end}"
 
 
 def page(chapter: Chapter) -> Path:
     return KEPT / f"{chapter.number:02d}-{chapter.slug}.md"
 
 
-def keep(chapter: Chapter, made: Path, found: Findings) -> None:
+def kept_in(course: Course) -> tuple[Path, str]:
+    """The folder of the kept results of a course, and what stands in front of the names of its pictures."""
+    return (KEPT / "kept", "") if course is WORLD else (KEPT / "kept" / course.name, SMOLLM2_PICTURE)
+
+
+def keep(chapter: Chapter, made: Path, found: Findings, course: Course = WORLD) -> None:
     """Write the result, the picture and the table of a chapter."""
-    shutil.copy(made / f"{chapter.experiment}.svg", KEPT / f"{chapter.experiment}.svg")
-    findings.save(found, KEPT / "kept")
+    (folder, picture), (start, end) = kept_in(course), MARKS[course]
+    shutil.copy(made / f"{chapter.experiment}.svg", KEPT / f"{picture}{chapter.experiment}.svg")
+    findings.save(found, folder)
     text = page(chapter).read_text(encoding="utf-8")
     page(chapter).write_text(
-        re.sub(f"{START}.*?{END}", lambda _: table(found), text, flags=re.S), encoding="utf-8"
+        re.sub(f"{start}.*?{end}", lambda _: table(found, course), text, flags=re.S), encoding="utf-8"
     )
 
 
@@ -74,28 +95,32 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--stack", type=Path, default=STACK)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of chapters")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     wrong: list[str] = []
+    course = course_of(app.load_stack(options.stack, []))
     with tempfile.TemporaryDirectory(prefix="tour-") as scratch:
         lab = Lab(
-            lambda overrides: app.load_stack(STACK, list(overrides)),
+            lambda overrides: app.load_stack(options.stack, list(overrides)),
             app.services(Runs(options.runs)),
             Path(scratch),
+            course.limit,
+            course,
         )
         for chapter in chapters():
-            if options.only and chapter.number not in options.only:
+            if (options.only and chapter.number not in options.only) or not course.has(chapter.experiment):
                 continue
             found = notebook.make(chapter, lab)
             print(f"\n{chapter.number}. {chapter.title}  ({found.seconds:.0f} s)")
             outputs.show_blocks([found.table()], outputs.console())
             print(found.said)
             if options.check:
-                kept = findings.load(KEPT / "kept" / f"{chapter.experiment}.json")
+                kept = findings.load(kept_in(course)[0] / f"{chapter.experiment}.json")
                 wrong += [f"chapter {chapter.number}: {problem}" for problem in compared(kept, found)]
             else:
-                keep(chapter, lab.folder, found)
+                keep(chapter, lab.folder, found, course)
     print("\n".join(wrong) if wrong else "\nall numbers agree" if options.check else f"\nwritten: {KEPT}")
     return int(bool(wrong))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
+from demeanor.model import hub
 from demeanor.model.grouped_modules import GroupedLinear
 from demeanor.model.low_rank import LoraLinear
 from demeanor.model.stored import ADAPTER, is_adapter, read_tensors
@@ -168,9 +169,7 @@ def base_folder(folder: Path) -> Path:
         if name and is_model and found.resolve() != folder.resolve():
             return found
     if name.count("/") == 1 and not name.startswith("."):
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return hub.snapshot(name)
     raise CheckpointError(
         f"{folder / ADAPTER}: base_model_name_or_path is {name!r}, which is no model folder; "
         "write the path of the weights that this adapter was trained on"

@@ -18,6 +18,9 @@ from demeanor.core.errors import UsageError
 START, END = "<!-- kept -->", "<!-- end of kept -->"
 NOTE = re.compile(r"^<!-- test.*-->\n", re.M)
 """What a chapter says to the tests of its commands."""
+SMOLLM2_PICTURE = "smollm2-"
+"""In front of the name of a picture of SmolLM2's kept results."""
+SMOLLM2_START, SMOLLM2_END = "<!-- kept of SmolLM2 -->", "<!-- end of kept of SmolLM2 -->"
 
 
 @dataclass(frozen=True, slots=True)

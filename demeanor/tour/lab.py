@@ -22,6 +22,7 @@ from demeanor.evaluation.result_rows import PairedTable, Row
 from demeanor.evaluation.runtime import Services
 from demeanor.evaluation.statistics import Floats
 from demeanor.stack.stack import Stack
+from demeanor.tour.courses import WORLD, Course
 from demeanor.tour.findings import TourNumber, measured
 
 ALL = "all"
@@ -64,6 +65,7 @@ class Lab:
     folder: Path
     limit: int | None = None
     """Items of each behavior; None: all."""
+    course: Course = WORLD
 
     def items(self, stack: Stack, *axes: str) -> tuple[Item, ...]:
         """Items of the axes (default: all). Raises UsageError if the stack's suites lack one."""

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.tour import five_pairs
-from demeanor.tour.chapters import END, START, Chapter, chapter, chapters
+from demeanor.tour.chapters import SMOLLM2_PICTURE, Chapter, chapter, chapters
 from demeanor.tour.findings import Findings
 from demeanor.tour.notebook import Notebook, Processes, progress
 
@@ -163,7 +163,7 @@ async def _static(request: Request) -> Response:
 async def _kept(request: Request) -> Response:
     """A picture of the kept results."""
     name = request.path_params["name"]
-    if name not in {f"{one.experiment}.svg" for one in chapters()}:
+    if name not in {f"{kept}{one.experiment}.svg" for one in chapters() for kept in ("", SMOLLM2_PICTURE)}:
         return _problem("not here", 404)
     content = files("demeanor.tour").joinpath("chapters", name).read_bytes()
     return Response(content, media_type="image/svg+xml", headers={"cache-control": "no-cache"})
@@ -174,8 +174,8 @@ async def _kept(request: Request) -> Response:
 
 def rendered(text: str) -> str:
     """Markdown as HTML, with links and pictures that work in the tour."""
-    found: str = MARKDOWN.render(text.replace(START, "").replace(END, ""))
-    found = re.sub(r'src="(\w+\.svg)"', r'src="/tour/kept/\1"', found)
+    found: str = MARKDOWN.render(re.sub(r"<!--.*?-->", "", text))
+    found = re.sub(r'src="([\w-]+\.svg)"', r'src="/tour/kept/\1"', found)
     return (
         re.sub(r'href="(?:\d\d-)([\w-]+)\.md"', lambda m: f'href="/tour/{_number(m[1])}"', found)
         .replace("<table>", '<div class="wide"><table>')

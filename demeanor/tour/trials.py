@@ -25,17 +25,11 @@ from demeanor.tour.lab import Lab, Shares
 from demeanor.world import preferences
 
 Experiment = Callable[[Lab], Findings]
-EXAMPLES = (100, 400, 1600)
 THEORY = "if as much was learned"
 NOISE = (0.0, 0.1, 0.3)
 PAIRS = 1200
 BETAS = (1.0, 0.1, 0.01)
 COMPARISONS = 600
-LAB_AXES, PRODUCTION_AXES = (
-    ("honesty", "unsafe"),
-    ("jailbreak", "personal_data", "today", "arithmetic", "persona"),
-)
-LAYERS_AXES = ("persona", "today", "arithmetic", "jailbreak", "personal_data", "policy_lookalike")
 
 
 def _findings(
@@ -70,26 +64,26 @@ def _by_axis(shares: Shares, labels: Sequence[str], axes: Sequence[str]) -> dict
 def base(lab: Lab) -> Findings:
     """The base alone, asked in several ways."""
     stack = lab.load(())
-    axes = ("facts", "multi_turn", "extraction", "format", "honesty")
+    axes, known = lab.course.base, lab.course.known
     shares, declared, ways = lab.ways("base", stack, lab.items(stack, *axes))
     foreign = next(way for way in ways if way == str(stack.spec.template) or way != declared)
-    answers = {"format": shares.change(foreign, declared, "facts"), "facts": shares.share(declared, "facts")}
+    answers = {"format": shares.change(foreign, declared, known), "facts": shares.share(declared, known)}
     said = (
-        f"Asked as it was trained ({declared}), the base knows {answers['facts'].text()} % of the facts; asked through the chat "
-        f"template {foreign}, which it never saw, {shares.share(foreign, 'facts').text()} %."
+        f"Asked as it was trained ({declared}), the base knows {answers['facts'].text()} % of the {axis_name(known)}; asked through the chat "
+        f"template {foreign}, which it never saw, {shares.share(foreign, known).text()} %."
     )
     return _findings("base", stack, lab, _by_axis(shares, ways, axes), answers, said)
 
 
 def examples(lab: Lab) -> Findings:
     """SFT on more and more examples."""
-    axes = ("format", "facts", "honesty", "arithmetic")
+    course, axes = lab.course, lab.course.sft
     cells: dict[str, dict[str, TourNumber]] = {axis_name(axis): {} for axis in axes}
     joined: Shares | None = None
     stack = lab.load(())
-    for n in (0, *EXAMPLES):
-        data = f"weights.stages.sft.data=[{{source: 'world:instructions', limit: {max(n, 1)}}}]"
-        one = lab.load((data, "weights.stages.sft.epochs=3"))
+    for n in (0, *course.examples):
+        data = f"weights.stages.sft.data=[{{source: '{course.rows}', limit: {max(n, 1)}}}]"
+        one = lab.load((data, f"weights.stages.sft.epochs={course.passes}"))
         stage = "sft" if n else "base"
         lab.services.train(one, [stage])
         items = lab.items(one, *axes)
@@ -100,10 +94,14 @@ def examples(lab: Lab) -> Findings:
         for axis in axes:
             cells[axis_name(axis)][f"{n}"] = found.share(f"{n}", axis)
     assert joined is not None
-    answers = {"more": joined.change("400", "1600", "format"), "facts": joined.change("0", "1600", "facts")}
+    most, taught, known = course.examples[-1], course.taught, course.known
+    answers = {
+        "more": joined.change(f"{course.examples[-2]}", f"{most}", taught),
+        "facts": joined.change("0", f"{most}", known),
+    }
     said = (
-        f"With {EXAMPLES[0]}, {EXAMPLES[1]} and {EXAMPLES[2]:,} examples format is right in "
-        f"{listed([joined.share(f'{n}', 'format').text() for n in EXAMPLES])} %; facts, which no example teaches, change by "
+        f"With {listed([f'{n:,}' for n in course.examples])} examples {axis_name(taught)} is right in "
+        f"{listed([joined.share(f'{n}', taught).text() for n in course.examples])} %; {axis_name(known)}, which no example teaches, change by "
         f"{answers['facts'].text()} points from the base to the last."
     )
     return _findings("sft", stack, lab, cells, answers, said, "curve")
@@ -200,16 +198,16 @@ def layers(lab: Lab) -> Findings:
     stack = lab.load(())
     variants = {"whole": stack.variant(stack.serve, *stack.switches)}
     variants |= {f"without {name}": stack.without(name) for name in stack.switches}
-    shares = lab.measure("layers", stack, variants, lab.items(stack, *LAYERS_AXES))
+    shares = lab.measure("layers", stack, variants, lab.items(stack, *lab.course.layers))
     answers = {
-        "policy": shares.change("without policy", "whole", "policy_lookalike"),
-        "prompt": shares.change("without prompt", "whole", "persona"),
+        "policy": shares.change("without policy", "whole", lab.course.innocent),
+        "prompt": shares.change("without prompt", "whole", lab.course.persona),
     }
     said = (
         f"The prompt alone carries the persona ({answers['prompt'].text()} points), and the policy costs "
         f"{answers['policy'].text()} points on harmless look-alikes."
     )
-    return _findings("layers", stack, lab, _by_axis(shares, list(variants), LAYERS_AXES), answers, said)
+    return _findings("layers", stack, lab, _by_axis(shares, list(variants), lab.course.layers), answers, said)
 
 
 def system(lab: Lab) -> Findings:
@@ -230,7 +228,8 @@ def system(lab: Lab) -> Findings:
 
 def tradeoffs(lab: Lab) -> Findings:
     """Safety against capability, for every stage with and without layers."""
-    stack = lab.load(())
+    suites = lab.course.suites
+    stack = lab.load((f"evaluation.suites=[{', '.join(suites)}]",) if suites else ())
     found = frontier.run(stack, lab.services, lab.folder, limit=lab.limit, name="tradeoffs")
     cells: dict[str, dict[str, TourNumber]] = {}
     for point in found.points:
@@ -254,7 +253,7 @@ def tradeoffs(lab: Lab) -> Findings:
 def strong_base(lab: Lab) -> Findings:
     """Why not just prompt a strong base model?"""
     stack = lab.load(())
-    items = lab.items(stack)
+    items = lab.items(stack, *lab.course.every)
     shares, _, ways = lab.ways("prompting", stack, items)
     variants = {
         "base, all layers": stack.variant("base", *stack.switches),
@@ -267,9 +266,7 @@ def strong_base(lab: Lab) -> Findings:
     shares.values["base, best prompt"] = shares.values[best]
     labels = ["base, best prompt", *variants]
     axes = tuple(dict.fromkeys(item.axis for item in items))
-    shown = [a for a in ("facts", "format", "honesty", "unsafe", "today", "arithmetic") if a in axes] or list(
-        axes
-    )[:6]
+    shown = [a for a in lab.course.shown if a in axes] or list(axes)[:6]
     cells = {"all behaviors": {label: shares.share(label) for label in labels}} | _by_axis(
         shares, labels, shown
     )
@@ -287,19 +284,20 @@ def strong_base(lab: Lab) -> Findings:
 def production(lab: Lab) -> Findings:
     """If it was aligned, why did it still behave badly in production?"""
     stack = lab.load(())
-    axes = (*LAB_AXES, *PRODUCTION_AXES)
+    aimed, asked = lab.course.aimed, lab.course.production
+    axes = (*aimed, *asked)
     variants = {
         "aligned weights alone": stack.variant(stack.serve),
         "whole": stack.variant(stack.serve, *stack.switches),
     }
     shares = lab.measure("production", stack, variants, lab.items(stack, *axes))
     gap = {
-        "trained for": {label: shares.share(label, *LAB_AXES) for label in variants},
-        "met in production": {label: shares.share(label, *PRODUCTION_AXES) for label in variants},
+        "trained for": {label: shares.share(label, *aimed) for label in variants},
+        "met in production": {label: shares.share(label, *asked) for label in variants},
     }
     answers = {
-        "alone": shares.share("aligned weights alone", *PRODUCTION_AXES),
-        "repair": shares.change("aligned weights alone", "whole", *PRODUCTION_AXES),
+        "alone": shares.share("aligned weights alone", *asked),
+        "repair": shares.change("aligned weights alone", "whole", *asked),
     }
     said = (
         f"The aligned weights do {gap['trained for']['aligned weights alone'].text()} % of what they were trained for and "
@@ -312,7 +310,7 @@ def better(lab: Lab) -> Findings:
     """Does alignment always make it better?"""
     stack = lab.load(())
     before = stack.parent(stack.serve)
-    items = lab.items(stack)
+    items = lab.items(stack, *lab.course.every)
     variants = {before: stack.variant(before), stack.serve: stack.variant(stack.serve)}
     shares = lab.measure("better", stack, variants, items)
     axes = tuple(dict.fromkeys(item.axis for item in items))
@@ -365,6 +363,11 @@ def run(name: str, lab: Lab) -> Findings:
     """Make one experiment. Raises UsageError for an unknown one, DemeanorError where weights are missing."""
     if name not in EXPERIMENTS:
         raise UsageError(f"tour: got '{name}', wanted one of {', '.join(EXPERIMENTS)}")
+    if not lab.course.has(name):
+        raise UsageError(
+            f"tour: the experiment '{name}' is made on the demo only; {lab.course.name} has "
+            f"{listed(sorted(lab.course.experiments or ()))}"
+        )
     started = time.monotonic()
     found = EXPERIMENTS[name](lab)
     return replace(found, seconds=round(time.monotonic() - started, 1))

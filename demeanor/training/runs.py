@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import json_lines, origin, write_json
-from demeanor.model import checkpoints
+from demeanor.model import checkpoints, hub
 from demeanor.stack.schema import Import, ImportStage, Remote
 from demeanor.stack.stack import Stack, import_key
 from demeanor.text import tokenizer as tokenizers
@@ -282,14 +282,7 @@ def import_folder(stack: Stack, runs: Runs, path: str) -> Path:
         return stack.root / path
     if path.endswith(gguf_folder.SUFFIX):
         return _gguf_run(stack, runs, path)
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = path.partition("@")
-    return Path(
-        snapshot_download(
-            name, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.jinja"]
-        )
-    )
+    return hub.snapshot(path)
 
 
 def _gguf_run(stack: Stack, runs: Runs, path: str) -> Path:
