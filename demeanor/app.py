@@ -79,7 +79,7 @@ from demeanor.training import (
 )
 from demeanor.training import prompts as asked
 from demeanor.training.reward_audit import RewardAudit
-from demeanor.training.runs import Runs, training_curves, weights_folder
+from demeanor.training.runs import Runs, trained_in, training_curves, weights_folder
 from demeanor.training.stage import RunOptions
 from demeanor.training_services import GENERATION as GENERATION
 from demeanor.training_services import REWARDS as REWARDS
@@ -566,6 +566,7 @@ def services(runs: Runs) -> Services:
         is_trained=lambda stack, stage: stage == "base" or runs.complete(stack.stage_key(stage)),
         training_curves=lambda stack: training_curves(stack, runs),
         rated_turns=database.rated_turns,
+        trained_on=lambda stack: trained_in(runs, stack.stage_key(stack.serve)),
     )
 
 

@@ -26,6 +26,7 @@ from demeanor.evaluation.items import suite_hash
 from demeanor.evaluation.judge import ensure
 from demeanor.evaluation.profile import cost_of, mean_of, refusals, robustness, stated
 from demeanor.evaluation.result import (
+    TRAINED,
     Answer,
     Axis,
     Change,
@@ -414,7 +415,7 @@ def evaluate(
         steps=[v.model_id for v in steps],
         without={layer: v.model_id for layer, v in without.items()},
         axes=suites.axes(stack.spec.evaluation.suites, stack.root),
-        settings=_settings(stack, rows, experiment.runtime.num_generations),
+        settings=_settings(stack, rows, experiment.runtime.num_generations, services.trained_on(stack)),
         training=services.training_curves(stack),
         commands=(
             f"demeanor train {stack.path}",
@@ -441,12 +442,13 @@ def chosen_variants(stack: Stack, variants: Sequence[str] | None) -> tuple[list[
     return stack.ladder(), without
 
 
-def _settings(stack: Stack, rows: Sequence[Row], generations: int) -> dict[str, Scalar]:
+def _settings(stack: Stack, rows: Sequence[Row], generations: int, trained: str) -> dict[str, Scalar]:
     about, decoding, judge = origin(), stack.spec.decoding, stack.spec.evaluation.judge
     return {
         "stack": stack.spec.name,
         "stack key": stack.key(),
         "served weights": f"{stack.serve} ({stack.stage_key(stack.serve)})",
+        **({TRAINED: trained} if trained else {}),
         "suites": ", ".join(stack.spec.evaluation.suites),
         "temperature": decoding.temperature,
         "max tokens": decoding.max_tokens,

@@ -50,6 +50,7 @@ from demeanor.evaluation.ladder_sentences import (
     shade,
 )
 from demeanor.evaluation.result import (
+    TRAINED,
     Comparison,
     Delta,
     Regression,
@@ -60,6 +61,10 @@ from demeanor.evaluation.result import (
     mean_text,
 )
 
+ANOTHER = (
+    "The weights were trained in {}. They are one draw: another seed, number format or kind of CPU rounds differently and trains other "
+    "weights, so a table made elsewhere differs in some cells. `demeanor seeds` trains several times and says what holds."
+)
 APPENDIX = ("items", "cost", "training", "how")
 """Anchors of the sections that come after those of other analyses."""
 CHANGES = "Behind a mean: its change from the column before, in points, where the 95% interval excludes zero. *: also after Holm's correction."
@@ -378,4 +383,5 @@ def method(result: Result) -> list[str]:
         "A verdict is Holm-corrected over all comparisons and axes of its table; colors mark single intervals that exclude zero. "
         "Losses are listed by their single interval, so that the correction hides none.",
         "The smallest detectable difference is the true change that this design would find four times in five.",
+        *([ANOTHER.format(result.settings[TRAINED])] if TRAINED in result.settings else []),
     ]

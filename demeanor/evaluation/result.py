@@ -37,6 +37,8 @@ Verdict: TypeAlias = Literal["better", "worse", "no change shown", "not measured
 Scalar: TypeAlias = str | int | float | bool | None
 FORMAT: Final = 2
 """Of every result file; it rises when a field changes its name or meaning."""
+TRAINED = "trained in"
+"""The setting that says in which number format and on which CPU the served weights were trained."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,3 +91,5 @@ class Services:
     """The metrics log of every stage that was trained here."""
     rated_turns: Callable[[str], Sequence[RatedTurn]]
     """The turns with feedback that the record layer left in a database: its address, or a SQLite file. Raises DataError."""
+    trained_on: Callable[[Stack], str] = lambda stack: ""
+    """The number format and the CPU in which the served stage was trained; empty where no record says it."""

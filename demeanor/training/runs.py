@@ -109,6 +109,12 @@ def trained_on(runs: Runs, key: str) -> tuple[str, str]:
     return str(record.get("dtype", "")), str(record.get("cpu", ""))
 
 
+def trained_in(runs: Runs, key: str) -> str:
+    """The same as words for a report: `bf16 on AMD EPYC`; empty where a part is not recorded."""
+    number_format, cpu = trained_on(runs, key)
+    return f"{number_format} on {cpu}" if number_format and cpu else ""
+
+
 class Held:
     """A locked key, as a context: gives its folder, and frees it whatever happens inside."""
 

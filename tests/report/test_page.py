@@ -28,7 +28,7 @@ from demeanor.core.table import (
     tone_of,
 )
 from demeanor.evaluation import ladder_report
-from demeanor.evaluation.result import Result
+from demeanor.evaluation.result import TRAINED, Result
 from demeanor.report import outputs
 from demeanor.report.figures import el, join
 from tests.conftest import each
@@ -254,6 +254,12 @@ def test_n_seed_interval_method_and_reproduction_are_stated(result: Result) -> N
         "key0",
     ):
         assert said in words, said
+
+
+def test_the_page_says_where_the_weights_were_trained_and_that_others_differ(result: Result) -> None:
+    assert "They are one draw" not in Reader(page(result)).words
+    told = replace(result, settings={**result.settings, TRAINED: "bf16 on AMD EPYC"})
+    assert "The weights were trained in bf16 on AMD EPYC. They are one draw" in Reader(page(told)).words
 
 
 def test_warnings_come_before_the_numbers(result: Result) -> None:
