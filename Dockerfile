@@ -1,10 +1,14 @@
 # demeanor with PostgreSQL and Redis, on a CPU. Build: docker build -t demeanor .
+# Alone: docker run -e DEMEANOR_API_KEYS=a-secret -p 127.0.0.1:8000:8000 -v ./my-desk:/desk demeanor   (with PostgreSQL and Redis: compose.yaml)
 FROM python:3.12-slim AS build
 WORKDIR /src
 # torch without CUDA is 200 MB instead of 3 GB
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY demeanor demeanor
+# files of the package that are links lead here
+COPY docs/tour docs/tour
+COPY stacks/smollm2 stacks/smollm2
 RUN /venv/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[postgres,redis,retrieval]'
 
 FROM python:3.12-slim

@@ -66,8 +66,20 @@ def keep(chapter: Chapter, made: Path, found: Findings, course: Course = WORLD) 
     shutil.copy(made / f"{chapter.experiment}.svg", KEPT / f"{picture}{chapter.experiment}.svg")
     findings.save(found, folder)
     text = page(chapter).read_text(encoding="utf-8")
+    if start not in text:
+        text = text.replace("\nNext: ", f"\n{same_on_smollm2(chapter)}\nNext: ", 1)
     page(chapter).write_text(
         re.sub(f"{start}.*?{end}", lambda _: table(found, course), text, flags=re.S), encoding="utf-8"
+    )
+
+
+def same_on_smollm2(chapter: Chapter) -> str:
+    """The section of a chapter that holds SmolLM2's kept results, before they are written into it."""
+    return (
+        "## The same on SmolLM2\n\n"
+        '<!-- test: skip: data, by: "python -m bench.tour_results --stack smollm2-tour/stack.yaml" -->\n'
+        f"```\n$ {chapter.command} --stack smollm2-tour/stack.yaml     # after `demeanor tour smollm2`\n```\n\n"
+        f"![The same on SmolLM2]({SMOLLM2_PICTURE}{chapter.experiment}.svg)\n\n{SMOLLM2_START}\n{SMOLLM2_END}\n"
     )
 
 

@@ -176,6 +176,8 @@ def rendered(text: str) -> str:
     """Markdown as HTML, with links and pictures that work in the tour."""
     found: str = MARKDOWN.render(re.sub(r"<!--.*?-->", "", text))
     found = re.sub(r'src="([\w-]+\.svg)"', r'src="/tour/kept/\1"', found)
+    # pages of the documentation are not served here: their name stands behind the words
+    found = re.sub(r'<a href="(?:\.\./)+([\w-]+\.md)[^"]*">(.*?)</a>', r"\2 (<code>\1</code>)", found)
     return (
         re.sub(r'href="(?:\d\d-)([\w-]+)\.md"', lambda m: f'href="/tour/{_number(m[1])}"', found)
         .replace("<table>", '<div class="wide"><table>')

@@ -55,3 +55,18 @@ def test_the_image_runs_without_rights_with_the_torch_of_pyproject_and_extras_th
         if line.startswith("COPY ") and "--from" not in line
     ]
     assert all((REPOSITORY / name).exists() for names in each(copied) for name in names)
+
+
+def test_every_file_of_the_package_is_in_the_image_also_where_it_is_a_link() -> None:
+    copied = [
+        (REPOSITORY / name).resolve()
+        for line in DOCKERFILE.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    ]
+    let_in = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")]
+    assert {str(path.relative_to(REPOSITORY)) for path in copied} == set(let_in)
+    links = [path for path in (REPOSITORY / "demeanor").rglob("*") if path.is_symlink()]
+    for link in each(links):
+        target = link.resolve()
+        assert any(target.is_relative_to(folder) for folder in copied), f"{link} leads out of the image"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +41,15 @@ def reader(tmp_path: Path) -> Notebook:
 @pytest.fixture
 def client(reader: Notebook) -> TestClient:
     return TestClient(Starlette(routes=routes(reader, ScriptedProcesses(reader.folder, []))))
+
+
+def test_links_of_a_chapter_lead_somewhere_and_comments_are_not_shown(client: TestClient) -> None:
+    for one in each(chapters()):
+        text = client.get(f"/tour/{one.number}").text
+        assert "&lt;!--" not in text
+        links = [x for x in re.findall(r'href="([^"]+)"', text) if x.startswith("/tour")]
+        assert all(client.get(link).status_code == 200 for link in each(links))
+        assert ".md" not in "".join(re.findall(r'href="([^"]+)"', text))
 
 
 def test_the_contents_and_every_chapter_are_pages(client: TestClient) -> None:
