@@ -54,9 +54,8 @@ def main() -> int:
         else:
             done.append(apart(page, options))
             note = f"{done[-1].seconds:.1f} s"
-        kept[page.name] = record(done[-1], key)
-        if options.out:
-            write(options.out, kept)
+        kept = passed(options.out) | {page.name: record(done[-1], key)}  # another call may have done other pages
+        write(options.out, kept)
         shown = done[-1]
         if not options.quiet:
             state = f"{len(shown.failures)} FAILED" if shown.failures else "ok"
