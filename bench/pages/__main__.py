@@ -54,7 +54,9 @@ def main() -> int:
         else:
             done.append(apart(page, options))
             note = f"{done[-1].seconds:.1f} s"
-        kept = passed(options.out) | {page.name: record(done[-1], key)}  # another call may have done other pages
+        kept = passed(options.out) | {
+            page.name: record(done[-1], key)
+        }  # another call may have done other pages
         write(options.out, kept)
         shown = done[-1]
         if not options.quiet:

@@ -50,8 +50,8 @@ def talk(address: str, model: str) -> None:
         messages = [{"role": "user", "content": question}]
         answer = post(f"{address}/v1/chat/completions", {"model": model, "user": user, "messages": messages})
         rating: dict[str, Any] = {"id": answer["id"], "score": 1 if number % 3 else -1}
-        if number == 3:
-            rating |= {"score": -1, "corrected": "I cannot help with that."}
+        if number == 0:
+            rating |= {"corrected": "The ferry to Jorpel leaves at 12."}
         post(f"{address}/v1/feedback", rating)
 
 

@@ -73,6 +73,8 @@ class Shell:
 
     def port(self, named: str) -> str:
         """The free port that stands for a port of the page."""
+        if named in self.ports.values():
+            return named  # it stands for one already
         if named not in self.ports:
             with socket.socket() as found:
                 found.bind(("127.0.0.1", 0))
@@ -107,7 +109,7 @@ class Shell:
             return shlex.split(text)[1:]
         output = self.shim / "words"
         self._bash(f"printf '%s\\0' {text.removeprefix('demeanor ')}", 10, output, "")
-        return [self.with_ports(word) for word in output.read_text().split("\0")[:-1]]
+        return output.read_text().split("\0")[:-1]
 
     def python(self, file: str, seconds: float) -> Done:
         """Run a Python file of the folder as a program."""

@@ -174,7 +174,10 @@ def forget(
 
 @app.command("done")
 def dealt_with(
-    artefact: Annotated[str, typer.Argument(metavar="FILE", help="As `store where --forgotten` lists it.")],
+    artefact: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="As `store where --forgotten` lists it, or its path from here."),
+    ],
     url: Url = DATABASE,
 ) -> None:
     """Say that a file was rebuilt or deleted, so that it no longer holds words of forgotten users."""
@@ -182,7 +185,8 @@ def dealt_with(
 
     with _opened(url) as database:
         known = [found.artefact for found in lineage.forgotten(database)]
-        if not lineage.done(database, artefact):
+        here = str(Path(artefact).resolve())
+        if not any(lineage.done(database, name) for name in (artefact, here)):
             raise UsageError(f"store done: {unknown(artefact, known, noun='file')}")
     print(f"{artefact}: no longer listed")
 
