@@ -83,9 +83,10 @@ def copy(folder: Path) -> Path:
         check=True,
     ).stdout
     for name in filter(None, listed.split("\0")):
-        if (REPOSITORY / name).is_file():
+        source = REPOSITORY / name
+        if source.is_file() or source.is_symlink():  # a link to a folder too, such as demeanor/tour/chapters
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, folder / name)
+            shutil.copy2(source, folder / name, follow_symlinks=False)
     return folder
 
 

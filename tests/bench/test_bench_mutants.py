@@ -73,3 +73,8 @@ def test_entries_that_do_not_fit_are_named(tree: Path) -> None:
         "code_of.py: 'half' is planted twice",
     ]
     assert mutants.WANTED == 0.95
+
+
+def test_the_copy_has_linked_folders_too(tmp_path: Path) -> None:
+    """Without demeanor/tour/chapters every test of the tour fails, and every mutant of it seems killed."""
+    assert list((mutants.copy(tmp_path) / "demeanor/tour/chapters").glob("*.md"))
