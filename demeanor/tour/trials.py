@@ -66,7 +66,8 @@ def base(lab: Lab) -> Findings:
     stack = lab.load(())
     axes, known = lab.course.base, lab.course.known
     shares, declared, ways = lab.ways("base", stack, lab.items(stack, *axes))
-    foreign = next(way for way in ways if way == str(stack.spec.template) or way != declared)
+    others = [way for way in ways if way != declared]
+    foreign = str(stack.spec.template) if str(stack.spec.template) in others else others[0]
     answers = {"format": shares.change(foreign, declared, known), "facts": shares.share(declared, known)}
     said = (
         f"Asked as it was trained ({declared}), the base knows {answers['facts'].text()} % of the {axis_name(known)}; asked through the chat "

@@ -20,6 +20,7 @@ from demeanor.text.template import load_template
 from demeanor.training import generation_eval, pipeline, progress
 from demeanor.training import generation_eval as probing
 from demeanor.training.runs import Runs, weights_folder
+from demeanor.training.stage import RunOptions
 from tests.app import tiny
 
 PROBE = "weights.stages.dpo.probe={reward: rm, prompts: world:behaviour, count: 3, max_tokens: 8}"
@@ -43,7 +44,7 @@ def probed(trained: tuple[Stack, Runs], tmp_path_factory: pytest.TempPathFactory
     stack, runs = declared(trained, PROBE), Runs(tmp_path_factory.mktemp("probed"))
     for name in ("base", "rm"):
         shutil.copytree(trained[1].folder(stack.stage_key(name)), runs.folder(stack.stage_key(name)))
-    app.train(stack, runs, probe=4)
+    app.train(stack, runs, probe=4, options=RunOptions(dtype="fp32"))
     return stack, runs
 
 

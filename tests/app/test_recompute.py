@@ -18,6 +18,7 @@ from demeanor.stack.stack import Stack
 from demeanor.training import stage as training
 from demeanor.training.plan import plans
 from demeanor.training.runs import Runs, weights_folder
+from demeanor.training.stage import RunOptions
 from tests.app import tiny
 
 pytestmark = pytest.mark.xdist_group("tiny")
@@ -65,7 +66,7 @@ def test_weights_are_the_same_to_the_bit_and_null_looks_at_the_memory(
     monkeypatch.setattr(training, "fit", watched)
     monkeypatch.setattr(hardware, "memory_bytes", lambda: memory)
     told = {plan.name: plan.memory for plan in plans(stack, own, app.GENERATION.items)}
-    app.train(stack, own, only=["sft"])
+    app.train(stack, own, only=["sft"], options=RunOptions(dtype="fp32"))
     assert used == [computed]
     assert ("recomputing" in told["sft"]) == computed
     said = capsys.readouterr().err

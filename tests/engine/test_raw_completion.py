@@ -63,6 +63,9 @@ class Bare:
     def feedback_store(self) -> None:
         return None
 
+    def approval_store(self) -> None:
+        return None
+
     def client_access(self) -> ClientAccess:
         return ClientAccess()
 

@@ -11,7 +11,7 @@ from scipy import special
 
 from demeanor.core.table import estimate
 from demeanor.core.types import Item, Message
-from demeanor.evaluation import agreement, duel, judge_validation, statistics
+from demeanor.evaluation import agreement, judge_validation, statistics, win_rates
 from demeanor.evaluation.diagnosis.analysis import _net
 from demeanor.evaluation.frontier import KlFromParent, divergence
 from demeanor.evaluation.gate import Rules, decide
@@ -119,7 +119,7 @@ def test_full_agreement_is_no_certainty() -> None:
 
 
 def test_a_win_rate_of_all_or_nothing_has_a_width_and_one_cluster_has_none() -> None:
-    all_won = duel.win_rate(np.ones(12), np.arange(12.0), np.zeros(12), range(12), seed=0, draws=20)
+    all_won = win_rates.win_rate(np.ones(12), np.arange(12.0), np.zeros(12), range(12), seed=0, draws=20)
     assert all_won.raw_low is not None
     assert all_won.low is not None
     assert (all_won.raw, all_won.raw_high, all_won.raw_low) == (
@@ -127,11 +127,13 @@ def test_a_win_rate_of_all_or_nothing_has_a_width_and_one_cluster_has_none() -> 
         1.0,
         pytest.approx(12 / (12 + special.ndtri(0.975) ** 2)),
     )
-    one = duel.win_rate(np.array([1.0, 0.0, 1.0]), np.arange(3.0), np.zeros(3), ["c"] * 3, seed=0, draws=20)
+    one = win_rates.win_rate(
+        np.array([1.0, 0.0, 1.0]), np.arange(3.0), np.zeros(3), ["c"] * 3, seed=0, draws=20
+    )
     assert (one.raw_low, one.raw_high, one.low, one.high) == (None,) * 4
-    ties = duel.ratings(["a"] * 6, ["b"] * 6, np.full(6, 0.5), range(6), seed=0, draws=20)
+    ties = win_rates.ratings(["a"] * 6, ["b"] * 6, np.full(6, 0.5), range(6), seed=0, draws=20)
     assert [(r.low, r.high) for r in ties] == [(None, None)] * 2
-    single = duel.ratings(["a"] * 4, ["b"] * 4, np.array([1, 0, 1, 1.0]), ["c"] * 4, seed=0, draws=20)
+    single = win_rates.ratings(["a"] * 4, ["b"] * 4, np.array([1, 0, 1, 1.0]), ["c"] * 4, seed=0, draws=20)
     assert [(r.low, r.high) for r in single] == [(None, None)] * 2
 
 
