@@ -387,9 +387,8 @@ def choose(flywheel: Flywheel) -> None:
     """The largest share of the average that loses less than half of the margin everywhere, and the behavior in which sft is worst: on
     items that measure nothing else."""
     policies = ["sft", *(averaged(x) for x in SHARES)]
-    stack = train(flywheel, stages_of(flywheel, ROUNDS), averaged(SHARES[-1]))
-    for policy in policies[1:-1]:
-        train(flywheel, stages_of(flywheel, ROUNDS), policy)
+    for policy in policies[1:]:  # the last one is the one that the file serves, so the whole is its name
+        stack = train(flywheel, stages_of(flywheel, ROUNDS), policy)
     full = {p: stack.resolve(f"{NAME}:{p}{LAYERS}").model_id for p in policies}
     by = evaluated(flywheel, "choosing", list(full.values()))
     means = {p: {axis: _mean(by[full[p]], axis) for axis in (*TAUGHT, *ELSEWHERE)} for p in policies}

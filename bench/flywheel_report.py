@@ -224,7 +224,10 @@ def _axes(found: Found) -> Section:
 
 
 def _change(g: Mapping[str, Any]) -> str:
-    return f"{100 * g['value']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})"
+    value = f"{100 * g['value']:+.1f}"
+    if g["low"] is None:
+        return f"{value} (no interval: no item and no seed differs)"
+    return f"{value} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f})"
 
 
 def _routing(found: Found) -> Section:
