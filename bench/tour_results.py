@@ -37,6 +37,8 @@ STACK = Path("stacks/demo/demo.yaml")
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "tour"
 
 
+LAST_WORDS = ("\nNext: ", "\nYou can now say")
+"""How the last paragraph of a chapter begins: SmolLM2's section stands before it."""
 MARKS = {WORLD: (START, END), SMOLLM2: (SMOLLM2_START, SMOLLM2_END)}
 
 
@@ -67,7 +69,8 @@ def keep(chapter: Chapter, made: Path, found: Findings, course: Course = WORLD) 
     findings.save(found, folder)
     text = page(chapter).read_text(encoding="utf-8")
     if start not in text:
-        text = text.replace("\nNext: ", f"\n{same_on_smollm2(chapter)}\nNext: ", 1)
+        last = next(words for words in LAST_WORDS if words in text)
+        text = text.replace(last, f"\n{same_on_smollm2(chapter)}{last}", 1)
     page(chapter).write_text(
         re.sub(f"{start}.*?{end}", lambda _: table(found, course), text, flags=re.S), encoding="utf-8"
     )
