@@ -328,6 +328,8 @@ def better(lab: Lab) -> Findings:
     answers = {"all": shares.change(before, stack.serve)} | {
         axis: shares.change(before, stack.serve, axis) for axis in axes
     }
+    if (known := lab.course.known) in axes:
+        answers["facts"] = shares.change(before, stack.serve, known)
     said = (
         f"{stack.serve} made {listed(up) or 'nothing'} better, {listed(down) or 'nothing'} worse (95% intervals, not corrected for "
         f"{len(axes)} looks), and all items together {answers['all'].text()} points."

@@ -10,6 +10,7 @@ import pytest
 from bench import tour_results as kept_results
 from demeanor.tour import drawing, findings, five_pairs, trials
 from demeanor.tour.chapters import END, START, Chapter, chapters, parsed
+from demeanor.tour.courses import SMOLLM2
 from demeanor.tour.findings import Findings, TourNumber, verdict
 from tests.conftest import REPOSITORY, each
 
@@ -36,6 +37,17 @@ def test_the_picture_of_a_chapter_is_that_of_its_kept_result(chapter: Chapter) -
     drawn = (TOUR / f"{chapter.experiment}.svg").read_text(encoding="utf-8")
     assert drawn == drawing.draw(kept(chapter))
     assert not re.search(r"<script|<style|\bhref|\bon\w+=", drawn)
+
+
+@pytest.mark.parametrize("experiment", sorted(SMOLLM2.experiments or ()))
+def test_the_numbers_of_smollm2_in_a_chapter_are_those_of_its_kept_result(experiment: str) -> None:
+    chapter = next(c for c in chapters() if c.experiment == experiment)
+    folder, picture = kept_results.kept_in(SMOLLM2)
+    found = findings.load(folder / f"{experiment}.json")
+    assert kept_results.table(found, SMOLLM2) in chapter.text
+    drawn = (TOUR / f"{picture}{experiment}.svg").read_text(encoding="utf-8")
+    assert drawn == drawing.draw(found)
+    assert chapter.key in found.answers
 
 
 @by_chapter
