@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,6 @@ def quantiles(milliseconds: list[float]) -> dict[str, float]:
 
 def quick_server(port: int) -> None:
     """The demo's stack around weights that take no time."""
-    from collections.abc import AsyncIterator
     from dataclasses import replace
 
     import uvicorn
@@ -162,8 +163,11 @@ def _per_layer(trace: dict[str, Any]) -> dict[str, float]:
 # ---- part 2 ----
 
 
-async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list[float], int]:
-    """Seconds to the first piece, gaps between pieces, tokens; over a bare socket, to save client time."""
+async def streamed(port: int, model: str, prompt: str, new: int) -> AsyncIterator[tuple[bool, int]]:
+    """The chunks of a greedy answer as they come: whether one holds text, and tokens by the server's count (0: not told).
+
+    Over a bare socket, to save client time. Raises ConnectionError unless the status is 200.
+    """
     body = json.dumps(
         {
             "model": model,
@@ -174,29 +178,39 @@ async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list
             "stream_options": {"include_usage": True},
         }
     ).encode()
-    started = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
-        b"content-type: application/json\r\n"
-        + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-        + body
-    )
-    await writer.drain()
-    first, last, gaps, tokens = 0.0, 0.0, [], 0
-    status = await reader.readline()
-    if b" 200" not in status:
-        raise ConnectionError(f"{status!r} {(await reader.read(800))!r}")
-    while line := await reader.readline():
-        if line.startswith(b"data: {"):
-            chunk = json.loads(line[6:])
-            if any((c.get("delta") or {}).get("content") for c in chunk.get("choices") or ()):
+    try:
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+            b"content-type: application/json\r\n"
+            + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        await writer.drain()
+        status = await reader.readline()
+        if b" 200" not in status:
+            raise ConnectionError(f"{status!r} {(await reader.read(800))!r}")
+        while line := await reader.readline():
+            if line.startswith(b"data: {"):
+                chunk = json.loads(line[6:])
+                is_text = any((c.get("delta") or {}).get("content") for c in chunk.get("choices") or ())
+                yield is_text, (chunk.get("usage") or {}).get("completion_tokens") or 0
+    finally:
+        writer.close()
+
+
+async def one(port: int, model: str, prompt: str, new: int) -> tuple[float, list[float], int]:
+    """Seconds to the first piece, gaps between pieces, tokens."""
+    started = time.perf_counter()
+    first, last, gaps, tokens = 0.0, 0.0, list[float](), 0
+    async with aclosing(streamed(port, model, prompt, new)) as chunks:
+        async for is_text, counted in chunks:
+            if is_text:
                 now = time.perf_counter()
                 if first:
                     gaps.append(now - last)
                 first, last, tokens = first or now - started, now, tokens + 1
-            tokens = (chunk.get("usage") or {}).get("completion_tokens") or tokens
-    writer.close()
+            tokens = counted or tokens
     return first, gaps, tokens
 
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import ROOT, interval
-from bench.serving import KEY, _wait, free_port, quantiles
+from bench.serving import KEY, _wait, free_port, quantiles, streamed
 from bench.smollm2_speed import found_model, gguf_file, prepared
 from demeanor.core.files import origin
 
@@ -96,40 +96,15 @@ class Asked:
 
 
 async def ask(port: int, model: str, prompt: Prompt, asked: Asked) -> None:
-    """Send a request and note its pieces as they come; over a bare socket, to save client time."""
-    body = json.dumps(
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": prompt.text}],
-            "stream": True,
-            "max_tokens": NEW,
-            "temperature": 0,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
-            b"content-type: application/json\r\n"
-            + f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        await writer.drain()
-        status = await reader.readline()
-        if b" 200" not in status:
-            raise ConnectionError(f"{status!r} {(await reader.read(800))!r}")
-        while line := await reader.readline():
-            if line.startswith(b"data: {"):
-                chunk = json.loads(line[6:])
-                if any((c.get("delta") or {}).get("content") for c in chunk.get("choices") or ()):
-                    asked.pieces.append(time.perf_counter() - asked.sent)
-                asked.counted = (chunk.get("usage") or {}).get("completion_tokens") or asked.counted
-        asked.ended = True
-        if not asked.pieces:
-            raise ValueError("an answer without text")
-    finally:
-        writer.close()
+    """Send a request and note its pieces as they come."""
+    async with contextlib.aclosing(streamed(port, model, prompt.text, NEW)) as chunks:
+        async for is_text, counted in chunks:
+            if is_text:
+                asked.pieces.append(time.perf_counter() - asked.sent)
+            asked.counted = counted or asked.counted
+    asked.ended = True
+    if not asked.pieces:
+        raise ValueError("an answer without text")
 
 
 async def storm(

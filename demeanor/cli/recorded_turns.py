@@ -27,6 +27,7 @@ from demeanor.cli.options import (
 from demeanor.cli.tables import columns
 from demeanor.core.addresses import shown
 from demeanor.core.errors import UsageError
+from demeanor.core.table import visible
 
 if TYPE_CHECKING:
     from demeanor.core.types import RatedTurn
@@ -181,13 +182,8 @@ def _rated(turn: FoundTurn) -> str:
 
 
 def _short(text: str) -> str:
-    line = printable(" ".join(text.split()))
+    line = visible(" ".join(text.split()))
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
-
-
-def printable(text: str) -> str:
-    """The text without signs that a terminal would obey."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 
 @app.command()
@@ -221,16 +217,16 @@ def show(
         print(json.dumps(row, ensure_ascii=False, default=str, indent=2))
         return
     turn, stored = found.stored.turn, found.stored
-    print(f"{turn.id}  {stored.started:%Y-%m-%d %H:%M:%S} UTC  user {printable(masking.user(turn.user))}")
+    print(f"{turn.id}  {stored.started:%Y-%m-%d %H:%M:%S} UTC  user {visible(masking.user(turn.user))}")
     print(f"{turn.variant} of stack {turn.stack_key}, seed {turn.decoding.seed}\n")
     for message in masking.messages(turn.messages):
-        print(f"{message.role}: {printable(message.content)}")
-    print(f"-> {printable(masking.text(stored.completion.text))}\n")
+        print(f"{message.role}: {visible(message.content)}")
+    print(f"-> {visible(masking.text(stored.completion.text))}\n")
     print("\n".join(columns(("layer", "event", ""), [_event_row(e, masking) for e in stored.events])))
     for f in found.feedback:
         told = [f"{f.value:+g}", f.comment, f"corrected: {f.corrected}" if f.corrected else ""]
         print(
-            f"feedback of {printable(masking.user(f.user))}: {masking.text(printable('; '.join(filter(None, told))))}"
+            f"feedback of {visible(masking.user(f.user))}: {masking.text(visible('; '.join(filter(None, told))))}"
         )
     for name, arm in parts:
         print(f"experiment {name}: arm {arm}")
@@ -251,7 +247,7 @@ def show(
                 )
             )
         )
-        print(f"{job.kind} {job.name}: {job.state} {printable(masking.text(said))}")
+        print(f"{job.kind} {job.name}: {job.state} {visible(masking.text(said))}")
     for r in routed:
         print(f"routed to {r.label}{f' ({r.layer})' if r.layer else ''}: {r.repair or 'no repair was found'}")
 
