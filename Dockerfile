@@ -9,15 +9,17 @@ COPY demeanor demeanor
 # files of the package that are links lead here
 COPY docs/tour docs/tour
 COPY stacks/smollm2 stacks/smollm2
-RUN /venv/bin/pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[postgres,redis,retrieval]'
+RUN /venv/bin/pip install --no-cache-dir -c constraints.txt '.[postgres,redis,retrieval]'
 
 FROM python:3.12-slim
-# the kernels are compiled at their first use
+# the kernels are compiled at their first use; any g++ of this Debian will do
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 demeanor && mkdir -p /desk/runs && chown -R demeanor /desk
 COPY --from=build /venv /venv
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1
-USER demeanor
+# by number, so that Kubernetes' runAsNonRoot can check it
+USER 1000
 WORKDIR /desk
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \

@@ -18,7 +18,7 @@ from demeanor.layers.prompt import SelectSpec
 from demeanor.layers.retrieval import SearchSpec
 from demeanor.layers.retrieval import Spec as RetrievalSpec
 from demeanor.model.text_encoder import load_encoder
-from demeanor.retrieval import documents, index, postgres_index, similar, vectors, web
+from demeanor.retrieval import documents, formats, index, postgres_index, similar, vectors, web
 from demeanor.stack.stack import Stack
 
 __all__ = ["RetrievalSpec", "SearchSpec", "web"]  # what callers of this file pass to it
@@ -49,6 +49,18 @@ def layers_of(stack: Stack) -> list[tuple[str, Path, SearchSpec]]:
 def readable(folder: Path) -> bool:
     """Whether a folder holds a document that an index would read."""
     return bool(documents.files_of(folder))
+
+
+def packages_missing(folder: Path) -> str | None:
+    """Return how many documents of a folder need packages that are not installed, and how to install them."""
+    ends = [path.suffix.lower() for path in documents.files_of(folder).values()]
+    absent = formats.unreadable_here(set(ends))
+    if not absent:
+        return None
+    count = sum(end in absent for end in ends)
+    return (
+        f"{count} of {len(ends)} documents ({', '.join(sorted(absent))}) cannot be read yet: {formats.EXTRA}"
+    )
 
 
 def open_folder(

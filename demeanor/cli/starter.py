@@ -102,7 +102,7 @@ def plan(folder: Path, wish: Wish) -> Plan:
         "stack.yaml": "stack.txt",
         "policy.yaml": "policy.yaml",
         "prompts/system.md": "system.md",
-        "my_tools.py": "my_tools.txt",
+        "my_tools.py": "my_tools.txt" if wish.documents is None else "my_tools_own.txt",
         "suite.jsonl": "suite.jsonl" if wish.documents is None else "suite_own.jsonl",
         "gate.yaml": "gate.yaml",
         "README.md": "readme.txt",
@@ -200,7 +200,7 @@ def _template(kind: Kind, path: Path) -> str:
 
 def _documents(folder: Path, wish: Wish) -> dict[str, str]:
     if wish.documents is None:
-        return {"DOCUMENTS": "documents"}
+        return {"DOCUMENTS": "documents", "ORGANISATION": "Brook Street Bike Hire"}
     if not wish.documents.is_dir():
         raise UsageError(f"--documents: {wish.documents}: no such folder")
     from demeanor.indexes import readable
@@ -209,7 +209,7 @@ def _documents(folder: Path, wish: Wish) -> dict[str, str]:
         raise UsageError(
             f"--documents: {wish.documents}: holds no document that can be read; wanted {WANTED}"
         )
-    return {"DOCUMENTS": _quoted(_relative(wish.documents, folder))}
+    return {"DOCUMENTS": _quoted(_relative(wish.documents, folder)), "ORGANISATION": "our company"}
 
 
 def _workflow(folder: Path, name: str) -> dict[str, str]:
@@ -263,6 +263,11 @@ def _notes(wish: Wish, values: dict[str, str]) -> list[str]:
                 "no key is sent to this address: if it wants one, set key_env in stack.yaml (or --key-env)"
             )
     if wish.documents is not None:
+        from demeanor.indexes import packages_missing
+
+        if missing := packages_missing(wish.documents):
+            notes.append(missing)
+        notes.append("stack.yaml says `organisation: our company`: write your company's name there")
         notes.append("suite.jsonl asks nothing about your documents yet; README.md shows the line to add")
     notes.append(f"the GitHub Actions file is {values['ACTIONS']}")
     where = Path(values.get("PATH", ""))

@@ -7,13 +7,21 @@ navigation, and elements that are hidden. Raises ValueError that says what to do
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 EXTRA = "pip install 'demeanor[retrieval]'"
+PACKAGES = {
+    ".html": ("selectolax",),
+    ".htm": ("selectolax",),
+    ".pdf": ("pypdf",),
+    ".docx": ("mammoth", "selectolax"),
+}
+"""What reads a file, by the end of its name."""
 MAX_UNPACKED = 256 << 20  # bytes of a .docx file when unpacked
 MAX_PAGES = 20_000
 MAX_DEPTH = 200  # of elements that are written as Markdown
@@ -35,6 +43,11 @@ BLOCKS = frozenset(
         "p div section article main body html ul ol dl dt dd blockquote figure figcaption details summary table tr",
     )
 )
+
+
+def unreadable_here(suffixes: Iterable[str]) -> set[str]:
+    """Return those of the ends of names whose packages are not installed."""
+    return {end for end in suffixes if not all(map(importlib.util.find_spec, PACKAGES.get(end, ())))}
 
 
 def html(page: str) -> str:

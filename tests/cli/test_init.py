@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fastapi.testclient import TestClient
 from demeanor import cli
 from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import starter
+from demeanor.retrieval import formats
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
 from demeanor.training.runs import Runs
@@ -149,7 +151,29 @@ def test_a_folder_of_documents_and_a_key_are_named_and_the_workflow_goes_to_the_
     assert commands[-1] == "demeanor gate stack.yaml --against desk:base --rules gate.yaml"
     out = capsys.readouterr().out
     assert "suite.jsonl asks nothing about your documents yet" in out
+    assert "organisation: our company" in out
+    assert "cannot be read" not in out
+    assert all("Bike" not in path.read_text() for path in each(list(Path("bots/desk").glob("*.*"))))
     assert cli.main(["explain", "bots/desk/stack.yaml"]) == 0
+    capsys.readouterr()
+    before = date.today()
+    assert cli.main(["tools", "call", "bots/desk/stack.yaml", "date_after", '{"days": 1}']) == 0
+    told = capsys.readouterr().out
+    assert any(f"1 days later is {day + timedelta(1):%A, %d %B %Y}" in told for day in (before, date.today()))
+
+
+def test_documents_that_need_a_package_are_counted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    for name in ("a.md", "b.html", "c.pdf", "d.docx"):
+        (tmp_path / "docs" / name).write_text("The moon is round.\n")
+    monkeypatch.setitem(formats.PACKAGES, ".pdf", ("no_such_package",))
+    monkeypatch.setitem(formats.PACKAGES, ".docx", ("mammoth", "no_such_package"))
+    assert cli.main(["init", "desk", "--remote", "http://127.0.0.1:1/v1#m", "--documents", "docs"]) == 0
+    told = capsys.readouterr().out
+    assert "2 of 4 documents (.docx, .pdf) cannot be read yet: pip install 'demeanor[retrieval]'" in told
 
 
 def test_for_a_checkpoint_there_are_rows_a_stage_and_its_training(

@@ -48,7 +48,8 @@ def test_the_image_runs_without_rights_with_the_torch_of_pyproject_and_extras_th
     extras = re.search(r"'\.\[([a-z,]+)\]'", DOCKERFILE)
     assert extras is not None
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
-    assert re.search(r"^USER demeanor$", DOCKERFILE, re.M)
+    assert re.search(r"^USER 1000$", DOCKERFILE, re.M)
+    assert "--uid 1000 " in DOCKERFILE
     copied = [
         line.split()[1:-1]
         for line in DOCKERFILE.splitlines()
