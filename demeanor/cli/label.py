@@ -153,8 +153,11 @@ def _drawn_items(
     answering, drawn = _sampled(stack, runs, variants, asked, draws.answers, draws.temperature, draws.seed)
     kept = [n for n, answers in enumerate(drawn) if len(answers) >= 2]
     if not kept:
+        failed = sum(not answers for answers in drawn)
         raise DataError(
-            "no prompt has two different answers; raise --temperature, or name --variants that answer differently"
+            "no prompt has two different answers"
+            + (f" ({failed} of {len(drawn)} have none: see above)" if failed else "")
+            + "; raise --temperature, or name --variants that answer differently"
         )
     rewards = _rewards(stack, runs, draws.uncertainty, asked, drawn, kept) if draws.uncertainty else {}
     places = _places(kept, rewards, draws.limit or len(kept), draws.random_share, draws.seed)

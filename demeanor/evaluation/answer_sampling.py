@@ -16,6 +16,7 @@ from demeanor.core.types import Completion, Decoding, Messages, Respond, Text, T
 from demeanor.evaluation.experiment import at_once
 from demeanor.evaluation.runtime import Services
 from demeanor.stack.stack import Stack, decoding_of, digest
+from demeanor.stack.upstreams import Remote
 
 TRIES = 4
 CONCURRENCY = 16
@@ -31,7 +32,7 @@ class SampledVariant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DrawnAnswer:
-    """One answer; `logprobs` (nats) of its tokens, empty where the server tells none."""
+    """One answer; `logprobs` (nats) of its tokens, empty for a model on another server, which is not asked for them."""
 
     text: str
     model: str
@@ -75,6 +76,8 @@ async def sample(
         raise EngineError(f"no prompt could be answered; the first: {errors[0]}")
     for error in errors[:3]:
         print(f"left out: {error}")
+    if len(errors) > 3:
+        print(f"left out: {len(errors) - 3} more prompts")
     return found
 
 
@@ -121,7 +124,8 @@ def sample_stack(
     variants = [stack.resolve(name) for name in model_ids] or [stack]
     if len({v.model_id for v in variants}) < len(variants):
         raise UsageError("--variants: names one variant twice")
-    decoding = replace(decoding_of(stack), temperature=temperature, top_logprobs=0)
+    elsewhere = isinstance(stack.spec.weights.base, Remote)  # some servers refuse logprobs beside tools
+    decoding = replace(decoding_of(stack), temperature=temperature, top_logprobs=None if elsewhere else 0)
     runtime = services.open(stack)
     try:
         runtime.warm({v.serve for v in variants})
