@@ -275,5 +275,5 @@ def test_every_command_of_the_readme_exists(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     assert cli.main(["init", "desk", "--remote", "http://a/v1#m"]) == 0
     verbs = {words[0] for words in each(commands(tmp_path / "desk" / "README.md"))}
-    assert verbs == {"init", "explain", "chat", "eval", "gate", "serve", "prompt", "index"}
+    assert verbs == {"init", "explain", "chat", "eval", "gate", "serve", "prompt", "index", "keys", "turns"}
     assert "@" not in (tmp_path / "desk" / "README.md").read_text()
