@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -68,10 +69,10 @@ def run(
         markup=False,
     )
     console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
-    console.print(
-        f"talk to it:    demeanor chat {path}      (in .venv/bin; or: make serve, then http://127.0.0.1:{port})",
-        soft_wrap=True,
-    )
+    program = "demeanor" if shutil.which("demeanor") else str(Path(sys.executable).with_name("demeanor"))
+    console.print(f"talk to it:    {program} chat {path}", soft_wrap=True)
+    console.print(f"its chat page: {program} serve {path}      then http://127.0.0.1:{port}", soft_wrap=True)
+    console.print(f"take it apart: {program} tour", soft_wrap=True)
     if serve:
         return serving.serve(lambda: load_stack(path, overrides), runs, Settings(port=port))
     return DemeanorError.exit_code if result.failed else 0

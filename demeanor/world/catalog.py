@@ -69,9 +69,10 @@ EXAMPLES = (
 
 
 def contents() -> dict[str, str]:
-    """Return every file of the demo by its path: stack.yaml, policy.yaml, prompts/system.md and today's
-    notices."""
+    """Return every file of the demo by its path: stack.yaml, policy.yaml, gate.yaml, prompts/system.md and
+    today's notices."""
     here = resources.files("demeanor.world")
-    found = {name: (here / name).read_text(encoding="utf-8") for name in ("stack.yaml", "policy.yaml")}
+    names = ("stack.yaml", "policy.yaml", "gate.yaml")
+    found = {name: (here / name).read_text(encoding="utf-8") for name in names}
     found["prompts/system.md"] = SYSTEM
     return found | {f"notices/{n.name}": n.text for n in notices()}
