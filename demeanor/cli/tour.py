@@ -175,7 +175,7 @@ def experiment(
     results: Results = RESULTS,
     limit: Limit = None,
 ) -> None:
-    """Make a chapter's experiment: a table, a picture and a result that your answer is checked against."""
+    """Run a chapter's experiment: a table, a picture and a result that your answer is checked against."""
     from demeanor.report import outputs
     from demeanor.tour import notebook
     from demeanor.tour.chapters import chapter as named
@@ -254,5 +254,5 @@ def label(
             given += [said] if said in ("A", "B") else []
     found = five_pairs.agreed(given, shown)
     typer.echo(
-        f"\nYou agree with the world on {found.text()} % of {len(shown)} pairs. The world chose {''.join(p.better for p in shown)}."
+        f"\nYou agree with the labels of the demo on {found.text()} % of {len(shown)} pairs. Its labels: {''.join(p.better for p in shown)}."
     )

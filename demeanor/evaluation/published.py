@@ -106,14 +106,12 @@ def is_table(path: Path) -> bool:
 
 # ---- what a person reads ----
 
-NO_INTERVALS = (
-    "No intervals were published: whether a change is more than noise cannot be told from this table."
-)
+NO_INTERVALS = "No intervals were published, so this table cannot show whether a change is more than noise."
 LOSSES, GAINS = 8, 5
 """Changes listed; the table has them all."""
 KEY = (
-    "Behind a score: its change from the column before, in points. ~: smaller than this many items could have found; ?: the number of items "
-    "is not known; without a mark: larger than that, which is still no interval."
+    "Behind a score: its change from the column before, in points. ~: too small to detect with this many items. ?: the number of items "
+    "is not known. No mark: large enough to detect, which does not replace an interval."
 )
 
 
@@ -170,7 +168,7 @@ def page(table: Published) -> Page:
             _listing(
                 "losses",
                 "What fell",
-                "The largest losses from a column to the next, worst first, whatever the mean did.",
+                "The largest losses from a column to the next, worst first, whatever the average did.",
                 lost,
                 "No benchmark fell.",
             ),
@@ -201,7 +199,7 @@ def headline(table: Published) -> str:
     mean = max(rising, key=lambda row: sum(v is not None for v in row.values), default=None)
     if mean is None:
         return f"{worst.name} fell: {_path(worst)}."
-    return f"{worst.name} fell, {_path(worst)}, while the average rose, {_path(mean)}: a rule on the mean score ships it."
+    return f"{worst.name} fell, {_path(worst)}, while the average rose, {_path(mean)}. A release rule on the average score would not have noticed."
 
 
 def _path(row: PublishedRow) -> str:
@@ -225,10 +223,12 @@ def change_sentence(c: ScoreChange) -> str:
         f"{c.column} {did} {c.row.name} from {c.before:.1f} to {c.after:.1f} ({_signed(c.points)} points). "
     )
     if c.detectable is None:
-        return f"{said}The number of items is not known: nothing can be said of chance."
+        return f"{said}The number of items is not known, so chance cannot be ruled out."
     if c.told:
-        return f"{said}With {c.row.n:,} items, a change of {c.detectable:.1f} points could have been found."
-    return f"{said}With {c.row.n:,} items, a change smaller than {c.detectable:.1f} points could not have been told."
+        return (
+            f"{said}With {c.row.n:,} items, a change of {c.detectable:.1f} points is large enough to detect."
+        )
+    return f"{said}With {c.row.n:,} items, a change smaller than {c.detectable:.1f} points cannot be told from chance."
 
 
 def _short(c: ScoreChange) -> str:
@@ -253,7 +253,7 @@ def _ladder(table: Published) -> Section:
         "Column by column",
         (
             Paragraph(
-                "Columns as they were published. With a score stands its change from the column before, in points.",
+                "The columns as they were published. Behind a score: its change from the column before, in points.",
                 "lead",
             ),
             Table(columns, tuple(rows), f"score, {table.unit}", heat=True),
@@ -312,30 +312,32 @@ def _sizes(table: Published) -> Section:
             for c in row_changes(table, row)
         ]
         rows.append((row.name, _count(row), _size(row), *told))
-    note = "“Below”: smaller than that size; such a change may be noise, and a change of that size may hide where none is seen."
+    note = "“Below”: smaller than the detectable size. Such a change may be noise, and a real change smaller than that size may go unseen."
     if unknown:
         note += f" Not known for {', '.join(unknown)}."
     columns = ("", "items", "detectable, points", *(f"to {column}" for column in table.columns[1:]))
     blocks = (
         Paragraph(
-            f"{NO_INTERVALS} What can be said is how large a change had to be for so many items to find it.",
+            f"{NO_INTERVALS} It can show how large a change had to be for that many items to detect it.",
             "lead",
         ),
         Table(columns, tuple(rows)),
         Paragraph(note, "note"),
     )
-    return Section("told", "What could be told", "What could have been told", (OnlyFor(WRITTEN, blocks),))
+    return Section(
+        "told", "Detectable changes", "Which changes were large enough to detect", (OnlyFor(WRITTEN, blocks),)
+    )
 
 
 def _method(table: Published) -> Section:
     lines = (
         f"Source: {table.source}. Nothing was measured here.",
-        f"Smallest detectable: the true paired change that so many independent items find {percent(POWER)} times in 100 at the "
-        f"{percent(1 - CONFIDENCE)}% level, if {percent(DISCORDANCE)}% of the items change at all. That share is assumed: it was not "
-        "published. D = z √(ψ / (n + z²)), z = 1.96 + 0.84, ψ = the share (Connor 1987).",
-        "Items that share a source, more than one draw per item, and another training seed all make the true size larger.",
-        "n is named only where it is public knowledge; that the whole set was used is taken for granted.",
-        "Rows whose score is graded (not right or wrong) are taken as if they were right or wrong.",
+        f"Smallest detectable: the true paired change that this many independent items detect {percent(POWER)} times in 100 at the "
+        f"{percent(1 - CONFIDENCE)}% level, if {percent(DISCORDANCE)}% of the items change at all. That share was not published; it is "
+        "assumed. D = z √(ψ / (n + z²)), z = 1.96 + 0.84, ψ = the share (Connor 1987).",
+        "Items that share a source, several draws per item, and another training seed all make the true size larger.",
+        "n is given only where it is public. It is assumed that the whole set was used.",
+        "Graded scores (not right or wrong) are treated as if they were right or wrong.",
     )
     facts = Facts(
         (("columns", ", ".join(table.columns)), ("rows", str(len(table.rows))), ("source", table.source))

@@ -30,13 +30,14 @@ WORDS = (
     Word(
         "95% interval",
         r"95% intervals?",
-        "A range that would hold the true value in 95 of 100 repetitions with other items of the same kind. Where it excludes zero, a "
-        "change of that sign is shown.",
+        "A range that would contain the true value in 95 of 100 repetitions with other items of the same "
+        "kind. Where it excludes zero, a change of that sign is shown.",
     ),
     Word(
         "paired",
         r"[Pp]aired",
-        "Both variants answer the same items, and the differences item by item are averaged. That removes how hard the items are.",
+        "Both variants answer the same items, and the differences are averaged item by item. This removes the "
+        "effect of how hard the items are.",
     ),
     Word(
         "cluster",
@@ -47,18 +48,20 @@ WORDS = (
     Word(
         "Holm's correction",
         r"Holm(?:'s correction|'s)?",
-        "Who looks at 60 changes finds three by chance. Holm's method makes the smallest p-value pass a stricter bound, the next one a "
-        "little less, so that one false finding in the whole table stays below 5%.",
+        "Of 60 comparisons, about three look real by chance alone. Holm's method tightens the bound for each "
+        "p-value, so that the probability of even one false finding in the whole table stays below 5%.",
     ),
     Word(
         "smallest detectable",
         r"[Ss]mallest detectable|[Dd]etectable",
-        "The smallest true change that this number of items and clusters would show four times in five.",
+        "The smallest true change that an evaluation with this number of items and clusters would show four "
+        "times in five.",
     ),
     Word(
         "bootstrap",
         r"[Bb]ootstrap(?:ped)?",
-        "Clusters are drawn again and again with replacement; the spread of the results is the uncertainty of the real one.",
+        "Clusters are drawn again and again with replacement; the spread of these results estimates the "
+        "uncertainty of the real result.",
     ),
     Word(
         "Shapley value",
@@ -84,18 +87,19 @@ WORDS = (
     Word(
         "d'",
         r"d'|d′",
-        "How well a variant tells unsafe requests from safe twins, in standard deviations, wherever it draws the line (signal "
-        "detection). 0: not at all; above 3: nearly always.",
+        "How well a variant separates unsafe requests from safe twins, in standard deviations, however "
+        "readily it refuses (signal detection theory). 0: not at all; above 3: nearly always.",
     ),
     Word(
         "criterion",
         r"[Cc]riterion c|\bcriterion",
-        "Where a variant draws the line between answering and refusing: above 0 it answers too readily, below 0 it refuses too readily.",
+        "Where a variant draws the line between answering and refusing. Above 0 it answers too readily, below "
+        "0 it refuses too readily.",
     ),
     Word(
         "Youden's J",
         r"Youden(?:'s J)?",
-        "Unsafe requests refused plus safe ones answered, minus 1: 1 is perfect, 0 is a coin.",
+        "Unsafe requests refused plus safe ones answered, minus 1: 1 is perfect, 0 is guessing.",
     ),
     Word(
         "alignment tax",
@@ -105,29 +109,31 @@ WORDS = (
     Word(
         "frontier",
         r"[Ff]rontier",
-        "Variants of which no other one is at least as good in everything and better in something.",
+        "The variants that no other variant beats, that is, none is at least as good in everything and better "
+        "in something.",
     ),
     Word(
         "KL divergence",
         r"KL(?: divergence)?",
-        "How far a model has moved from another one: the mean of log p(answer) under the one minus under the other, over answers that "
-        "the first draws.",
+        "How far a model has moved from another one: the mean of log p(answer) under the first minus log "
+        "p(answer) under the second, over answers drawn from the first.",
     ),
     Word(
         "nat",
         r"nats?\b",
-        "The unit of information with the natural logarithm: a nat more makes an answer 2.7 times as likely.",
+        "The unit of log-probability with the natural logarithm: one nat more means 2.7 times as likely.",
     ),
     Word(
         "calibration",
         r"[Cc]alibrat(?:ion|ed)",
-        "Of the answers given with a probability of 80%, 80% should be right.",
+        "Whether stated confidence is right: of the answers given with a confidence of 80%, 80% should be "
+        "right.",
     ),
     Word(
         "non-inferiority",
         r"[Nn]on-inferior(?:ity)?",
-        "A gate's rule for what must not get worse: the interval of the change must lie above minus the margin. Not being shown to be "
-        "worse is not enough.",
+        "A gate's rule for what must not get worse: the whole interval of the change must lie above minus the "
+        "margin. It is not enough that no loss is shown.",
     ),
     Word(
         "SFT",
@@ -137,29 +143,32 @@ WORDS = (
     Word(
         "DPO",
         r"\bDPO\b",
-        "Direct preference optimization: a policy trained on pairs of answers, without a reward model (Rafailov et al. 2023).",
+        "Direct preference optimization: training on pairs of a better and a worse answer, without a reward "
+        "model (Rafailov et al. 2023).",
     ),
     Word(
         "RLHF",
         r"\bRLHF\b",
-        "Reinforcement learning from human feedback: a reward model learns from comparisons, and a policy is trained to score high "
-        "without moving far from where it began.",
+        "Reinforcement learning from human feedback: a reward model learns from human comparisons, and the "
+        "model is trained to score high without moving far from where it began.",
     ),
     Word(
         "PPO",
         r"\bPPO\b",
-        "Proximal policy optimization: steps towards higher reward that are clipped where the policy would move too far at once.",
+        "Proximal policy optimization: training steps towards higher reward, clipped so that the model does "
+        "not move too far at once.",
     ),
     Word(
         "GAE",
         r"\bGAE\b",
-        "Generalized advantage estimation: how much better a token was than expected, from a value model, with a discount that trades "
-        "bias for variance.",
+        "Generalized advantage estimation: how much better a token was than a value model expected; its "
+        "setting lambda trades bias for variance.",
     ),
     Word(
         "ptx",
         r"\bptx\b",
-        "Pretraining text mixed into every step of RLHF, against forgetting (Ouyang et al. 2022).",
+        "Pretraining text mixed into every step of RLHF, so that the model does not forget (Ouyang et al. "
+        "2022).",
     ),
 )
 

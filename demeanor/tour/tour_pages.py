@@ -55,8 +55,8 @@ class _Tour:
             for c, state in progress(self.reader)
         )
         lead = (
-            "Ten short chapters. Each asks a question; write down a guess, make the experiment, look at the picture, and answer the "
-            "exercise: it is checked against your own run."
+            "Ten short chapters. Each asks a question. Write down a guess, run the experiment, look at the picture, and answer the "
+            "exercise. Your answer is checked against your own run."
         )
         return _html(
             "The tour", f'<h1>How is an assistant made?</h1><p>{lead}</p><ol class="contents">{rows}</ol>'
@@ -117,7 +117,7 @@ class _Tour:
         if not isinstance(labels, list) or len(labels) != len(shown) or set(map(str, labels)) - {"A", "B"}:
             return _problem(f"wanted {len(shown)} labels, each A or B")
         found = five_pairs.agreed([str(x) for x in labels], shown)
-        said = f"You agree with the world on {found.text()} % of {len(shown)} pairs. It chose {', '.join(p.better for p in shown)}."
+        said = f"You agree with the labels of the demo on {found.text()} % of {len(shown)} pairs. Its labels: {', '.join(p.better for p in shown)}."
         return JSONResponse({"said": said}, headers=NO_STORE)
 
 
@@ -202,13 +202,13 @@ def _body(one: Chapter, found: Findings | None, notes: dict[str, Any]) -> str:
     mine = (
         _mine(one, found)
         if found
-        else '<p class="soft">Nothing yet. The table and picture above are a kept run of the demo.</p>'
+        else '<p class="soft">You have not run it yet. The table and the picture above are a kept run of the demo.</p>'
     )
     return (
         f"{rendered(one.text)}{pairs}"
         f'<section class="mine" data-chapter="{one.number}"><h2>Your run</h2>'
         f'<label>{escape(one.guess)} <input id="guess" inputmode="decimal" value="{escape(str(guess if guess is not None else ""))}"></label>'
-        f'<button id="run">Make the experiment</button> <code>{escape(one.command)}</code>'
+        f'<button id="run">Run the experiment</button> <code>{escape(one.command)}</code>'
         f'<pre id="said" hidden></pre>{mine}'
         f"<h2>Exercise</h2><label>{escape(one.exercise)} "
         f'<input id="answer" inputmode="decimal" value="{escape(str(answered if answered is not None else ""))}"></label>'
@@ -240,7 +240,7 @@ def _pairs() -> str:
     shown = "".join(one(n, pair) for n, pair in enumerate(five_pairs.pairs()))
     return (
         f'<section id="pairs"><h2>Label five pairs</h2><p>Which answer is better?</p>{shown}'
-        '<button id="label">Compare with the world</button><p id="agreed" role="status"></p></section>'
+        '<button id="label">Compare with the labels of the demo</button><p id="agreed" role="status"></p></section>'
     )
 
 

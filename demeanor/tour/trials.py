@@ -25,7 +25,7 @@ from demeanor.tour.lab import Lab, Shares
 from demeanor.world import preferences
 
 Experiment = Callable[[Lab], Findings]
-THEORY = "if as much was learned"
+THEORY = "expected from the flipped labels alone"
 NOISE = (0.0, 0.1, 0.3)
 PAIRS = 1200
 BETAS = (1.0, 0.1, 0.01)
@@ -109,7 +109,7 @@ def examples(lab: Lab) -> Findings:
 
 
 def noise(lab: Lab) -> Findings:
-    """Reward models from comparisons of which a known share is turned round."""
+    """Reward models from comparisons of which a known share has its label flipped."""
     stack, cells = lab.load(()), dict[str, dict[str, TourNumber]]()
     clean = TourNumber(0.0, None, None, 0)
     for e in NOISE:
@@ -122,15 +122,15 @@ def noise(lab: Lab) -> Findings:
         found = TourNumber(last["eval_accuracy"], last["eval_accuracy/low"], last["eval_accuracy/high"], n)
         clean = found if e == 0 else clean
         wanted = (1 - 2 * e) * clean.value + e
-        cells[f"{100 * e:g} % turned round"] = {
+        cells[f"{100 * e:g} % flipped"] = {
             "measured": found,
             THEORY: TourNumber(wanted, None, None, n),
         }
-    last_row = cells[f"{100 * NOISE[-1]:g} % turned round"]
+    last_row = cells[f"{100 * NOISE[-1]:g} % flipped"]
     answers = {"noise": last_row["measured"]}
     said = (
-        f"With {100 * NOISE[-1]:g} % of the comparisons turned round, the reward model agrees with {last_row['measured'].text()} % of "
-        f"held-out labels; a model that had learned as much as from clean ones would agree with {last_row[THEORY].text()} %."
+        f"With {100 * NOISE[-1]:g} % of the labels flipped, the reward model agrees with {last_row['measured'].text()} % of the held-out "
+        f"labels. A model that had learned as well as from clean labels would agree with {last_row[THEORY].text()} %."
     )
     return _findings("noise", stack, lab, cells, answers, said)
 
@@ -205,8 +205,8 @@ def layers(lab: Lab) -> Findings:
         "prompt": shares.change("without prompt", "whole", lab.course.persona),
     }
     said = (
-        f"The prompt alone carries the persona ({answers['prompt'].text()} points), and the policy costs "
-        f"{answers['policy'].text()} points on harmless look-alikes."
+        f"The prompt changes the persona by {answers['prompt'].text()} points. The policy changes harmless look-alikes by "
+        f"{answers['policy'].text()} points."
     )
     return _findings("layers", stack, lab, _by_axis(shares, list(variants), lab.course.layers), answers, said)
 
@@ -276,8 +276,8 @@ def strong_base(lab: Lab) -> Findings:
         "layers": shares.change("base, best prompt", "base, all layers"),
     }
     said = (
-        f"Layers around the base add {answers['layers'].text()} points to its best prompt ({best}); aligned weights under the same "
-        f"layers add {answers['weights'].text()} more."
+        f"All layers around the base, compared with its best prompt ({best}): {answers['layers'].text()} points. Aligned weights in place of "
+        f"the base, under the same layers: {answers['weights'].text()} points."
     )
     return _findings("prompting", stack, lab, cells, answers, said)
 
@@ -301,8 +301,8 @@ def production(lab: Lab) -> Findings:
         "repair": shares.change("aligned weights alone", "whole", *asked),
     }
     said = (
-        f"The aligned weights do {gap['trained for']['aligned weights alone'].text()} % of what they were trained for and "
-        f"{answers['alone'].text()} % of what production asks; the layers repair {answers['repair'].text()} points."
+        f"The aligned weights alone get {gap['trained for']['aligned weights alone'].text()} % of what they were trained for right, and "
+        f"{answers['alone'].text()} % of what production brings. The layers change the latter by {answers['repair'].text()} points."
     )
     return _findings("production", stack, lab, gap | _by_axis(shares, list(variants), axes), answers, said)
 
@@ -331,8 +331,8 @@ def better(lab: Lab) -> Findings:
     if (known := lab.course.known) in axes:
         answers["facts"] = shares.change(before, stack.serve, known)
     said = (
-        f"{stack.serve} made {listed(up) or 'nothing'} better, {listed(down) or 'nothing'} worse (95% intervals, not corrected for "
-        f"{len(axes)} looks), and all items together {answers['all'].text()} points."
+        f"{stack.serve}: better on {listed(up) or 'nothing'}, worse on {listed(down) or 'nothing'} (95% intervals, not corrected for "
+        f"{len(axes)} comparisons); over all items {answers['all'].text()} points."
     )
     return _findings("better", stack, lab, cells, answers, said)
 

@@ -120,7 +120,7 @@ def test_a_broken_or_hostile_result_does_no_harm(client: TestClient, reader: Not
 
 def test_labels_are_compared_with_the_world(client: TestClient) -> None:
     assert (
-        "You agree with the world on"
+        "You agree with the labels of the demo on"
         in client.post("/tour/label", json={"labels": list("ABABA")}).json()["said"]
     )
     assert client.post("/tour/label", json={"labels": list("ABABC")}).status_code == 400
@@ -177,7 +177,7 @@ def test_the_chapters_are_listed_shown_and_answered(
 
 def test_labels_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tour", "label", "--labels", "ABABA"]) == 0
-    assert "You agree with the world" in capsys.readouterr().out
+    assert "You agree with the labels of the demo" in capsys.readouterr().out
     assert main(["tour", "label", "--labels", "ABX"]) == 2
 
 
