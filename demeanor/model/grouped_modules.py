@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demeanor.model.grouped import Grouped
+from demeanor.model.llama import Embedding
 
 
 class GroupedLinear(nn.Linear):
@@ -74,7 +75,7 @@ def dequantised(model: nn.Module) -> nn.Module:
             plain = nn.Linear(ins, outs, bias=module.bias is not None, device="meta")
             plain.bias = module.bias
         else:
-            plain = nn.Embedding(outs, ins, device="meta")
+            plain = Embedding(outs, ins, device="meta")
         plain.weight = nn.Parameter(module.weight)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)

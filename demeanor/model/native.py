@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -553,7 +554,10 @@ _ALL: WeakValueDictionary[tuple[object, ...], Tensor] = WeakValueDictionary()
 def shared(x: Tensor) -> Tensor:
     """Return an equal tensor that is already stored, else this one: stages of one base share their
     tensors."""
-    key = (x.dtype, tuple(x.shape), float(x.sum(dtype=torch.float64)))
+    raw = (
+        x.detach().reshape(-1).view(torch.uint8).numpy()
+    )  # torch would sum bytes by first making each 8 bytes wide
+    key = (x.dtype, tuple(x.shape), int(raw[: len(raw) // 8 * 8].view(np.int64).sum()))
     other = _ALL.get(key)
     if other is not None and torch.equal(other, x):
         return other

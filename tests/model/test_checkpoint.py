@@ -151,6 +151,13 @@ def test_decoding_in_slots_equals_the_whole_forward_pass() -> None:
                 )
 
 
+def test_a_folder_is_loaded_without_drawing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing on the device `meta` would load torch's compiler: 70 MB and a second for nothing."""
+    checkpoints.save(checkpoints.create(SHAPE, 61, 0), tmp_path)
+    monkeypatch.setattr("torch.Tensor.normal_", lambda *_, **__: pytest.fail("an embedding was drawn"))
+    assert checkpoints.load(tmp_path).config.vocab_size == 61
+
+
 def test_random_weights_are_a_function_of_the_seed_and_mimetic_heads_match_equal_tokens() -> None:
     shape = ModelShape(layers=2, width=64, heads=2)
     one, same, other = (checkpoints.create(shape, 61, seed) for seed in (0, 0, 1))

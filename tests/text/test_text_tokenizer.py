@@ -36,6 +36,12 @@ def test_joined_text_goes_on_without_a_space(text: str, more: str) -> None:
     assert tokenizer.decode([*tokenizer.encode("x" + text), *tokenizer.joined(more)]) == "x" + text + more
 
 
+@each
+def test_a_vocabulary_is_in_memory_twice_only_where_texts_get_a_space(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    assert (tokenizer._joined is tokenizer._plain) == (not tokenizer.prefix)
+
+
 def test_training_twice_gives_the_same_file_and_all_specials_are_reserved() -> None:
     again = rooms.train(iter(CORPUS), schema.TokenizerSpec(vocab_size=340))
     assert again._source == ours()._source
