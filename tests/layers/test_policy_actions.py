@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from fake_layers import ask, events_of, kit, only, says, script, text_of
 
-from demeanor.core.errors import EngineError
+from demeanor.core.errors import EngineError, SpecError
 from demeanor.core.types import (
     Done,
     Event,
@@ -97,6 +98,49 @@ async def test_a_hit_says_what_happened_at_every_stage_and_never_the_text(
         assert SECRET not in read, "the model never reads what a rule takes out"
     if action in ENDS and stage not in ("output", "tool_call"):
         assert seen == []
+
+
+EMAIL = {"name": "e-mail", "on": "both", "detector": "email", "action": "redact", "reason": "private"}
+OURS = {**EMAIL, "allow": ["Info@velo.example"]}
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+async def test_an_allowed_text_is_no_match_however_it_is_written_and_only_as_a_whole(
+    size: int, tmp_path: Path
+) -> None:
+    said = "info@velo.example, INFO@VELO.EXAMPLE; not anna@velo.example, xinfo@velo.example or info@velo.example.org."
+    pieces = [said[n : n + size] for n in range(0, len(said), size)]
+    events = await events_of(stacked(tmp_path, [OURS], says(*pieces)))
+    assert text_of(events) == "info@velo.example, INFO@VELO.EXAMPLE; not [e-mail], [e-mail] or [e-mail]."
+    (hit,) = only(events, RuleHit)
+    assert len(hit.spans) == 3, "what is allowed is no hit"
+
+
+async def test_an_allowed_text_passes_at_every_stage_and_with_every_action(tmp_path: Path) -> None:
+    for stage in each(STAGES):
+        for action in each(["refuse", "redact", "flag"]):
+            turn, answer = at(stage, f"It is {SECRET}.")
+            respond = stacked(tmp_path, [rule(action, on=[stage], allow=[SECRET])], script(answer))
+            assert only(await events_of(respond, turn), RuleHit) == [], (stage, action)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({**EMAIL, "allow": ["velo.example"]}, "allow: 'velo.example' is no whole match of the rule"),
+        (rule("redact", allow=["41-22-93 "]), "allow: '41-22-93 ' is no whole match of the rule"),
+        (rule("redact", allow=[]), "allow"),
+        (
+            {**CODE, "pattern": None, "cues": {"a": 1.0}, "threshold": 1.0, "reply": "No.", "allow": ["a"]},
+            "scores a whole text",
+        ),
+    ],
+)
+def test_an_allowed_text_that_would_change_nothing_is_a_mistake(
+    made: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)):
+        stacked(tmp_path, [made], says("x"))
 
 
 async def test_a_redirect_is_an_answer_and_a_refusal_is_none(tmp_path: Path) -> None:

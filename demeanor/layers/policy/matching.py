@@ -151,6 +151,7 @@ def rule(spec: RuleSpec, kit: Kit | None = None) -> Rule:
         find, weigh, ask = found.find_at(threshold), found.weigh, found.ask
     else:
         find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "", spec.longest)
+        find = _without(find, frozenset(Folded(text).text.lower() for text in spec.allow or ()))
     return Rule(
         spec.name,
         spec.on if isinstance(spec.on, str) else ", ".join(spec.on),
@@ -200,6 +201,17 @@ async def _bound(one: Rule, ask: Ask, texts: Sequence[str]) -> Rule:
             yield 0, len(text)
 
     return replace(one, find=find, weigh=lambda text: known.get(text, 0.0), ask=None, failures=failures)
+
+
+def _without(find: Find, allowed: frozenset[str]) -> Find:
+    """Return a `find` that passes over matches which are one of some folded texts in lower case."""
+    if not allowed:
+        return find
+
+    def found(text: str, start: int) -> Iterator[Span]:
+        return (span for span in find(text, start) if text[slice(*span)].lower() not in allowed)
+
+    return found
 
 
 MAX_SCANS, MAX_SCAN = 100, 2_000

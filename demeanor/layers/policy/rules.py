@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, FiniteFloat, field_validator, model_valid
 
 from demeanor.core import files, registry
 from demeanor.core.errors import Problem, SpecError, unknown
+from demeanor.core.long_text import Folded
 from demeanor.core.personal_data import DETECTORS
 from demeanor.core.registry import parse
 from demeanor.core.types import Stage
@@ -211,6 +212,9 @@ class RuleSpec(registry.Spec):
         min_length=1,
         description="input: judge messages of these roles only; null: of all that `trust` allows",
     )
+    allow: tuple[str, ...] | None = Field(
+        None, min_length=1, description="texts that are no match: a whole match that is one of them passes"
+    )
     tests: tuple[RuleTest, ...] | None = Field(
         None, min_length=1, description="texts for `demeanor policy test`"
     )
@@ -245,7 +249,8 @@ class RuleSpec(registry.Spec):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RuleSpec:
-        for problem in (*_detectors(self), *_actions(self), *_holding(self), *_tests(self)):
+        checks = (_detectors, _allowed, _actions, _holding, _tests)
+        for problem in (found for check in checks for found in check(self)):
             raise ValueError(problem)
         return self
 
@@ -327,6 +332,24 @@ def _detectors(rule: RuleSpec) -> Iterator[str]:
         yield "fail is about a detector that asks a model (probe, judge); the other ones cannot fail"
     if rule.reads_calls and rule.stages != {"tool_call"}:
         yield f"detector {rule.detector} compares a call with the texts before it. Wanted on: tool_call"
+
+
+def _allowed(rule: RuleSpec) -> Iterator[str]:
+    """What is wrong with the texts that are no match."""
+    if rule.allow is not None and rule.scored:
+        yield "allow names matches of a pattern or of personal data; this rule scores a whole text"
+        return
+    for text in rule.allow or ():
+        folded = Folded(text).text
+        spans = (
+            DETECTORS[rule.detector].find(folded, 0) if rule.detector else _spans(rule.pattern or "", folded)
+        )
+        if (0, len(folded)) not in spans:
+            yield f"allow: {text!r} is no whole match of the rule, so it would change nothing"
+
+
+def _spans(pattern: str, folded: str) -> Iterator[tuple[int, int]]:
+    return (match.span() for match in compiled(pattern).finditer(folded))
 
 
 def _actions(rule: RuleSpec) -> Iterator[str]:
