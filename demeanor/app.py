@@ -36,6 +36,7 @@ from demeanor.core.types import (
 )
 from demeanor.data import revision
 from demeanor.engine import gateway, placement
+from demeanor.engine.adaptive_concurrency import AdaptiveConcurrency, paced
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import RemoteModel, estimated_tokens, remote
 from demeanor.engine.respond import (
@@ -201,6 +202,9 @@ class StackRuntime:
             inner: Respond
             if isinstance(base, Remote):
                 inner, count = timed_model(self.remote(base)), estimated_tokens
+                if not self.operational:  # nobody waits for an evaluation, which asks hundreds of questions
+                    places = self._shared.setdefault("places", AdaptiveConcurrency(base.timeout_s))
+                    inner = paced(inner, places)
             else:
                 template = self.template(variant)
                 inner, count = self.at_weights(variant.serve, template), partial(rendered_tokens, template)

@@ -16,8 +16,10 @@ import yaml
 from demeanor.app import StackRuntime, load_stack
 from demeanor.core.errors import CheckpointError, SpecError, UsageError
 from demeanor.core.types import Message, Prompted, Turn, complete
+from demeanor.engine.adaptive_concurrency import FIRST
 from demeanor.stack.stack import decoding_of
 from demeanor.training.runs import Runs
+from tests.server.live import other_server
 
 RULES = {
     "rules": [
@@ -135,3 +137,35 @@ def test_a_template_that_the_other_server_would_not_use_is_refused(tmp_path: Pat
     path.write_text(path.read_text() + "template: chatml\n")
     with pytest.raises(SpecError, match=r"stack.yaml: template: 'big' is on another server"):
         load_stack(path)
+
+
+async def test_an_evaluation_asks_few_questions_at_once_until_the_server_has_answered(
+    tmp_path: Path,
+) -> None:
+    inside, go = threading.Semaphore(0), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            inside.release()
+            assert go.wait(60)
+            self.send_response(200)
+            self.end_headers()
+            chunk = {"choices": [{"index": 0, "delta": {"content": "Yes"}, "finish_reason": "stop"}]}
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with other_server(Handler) as url:
+        stack = load_stack(write(tmp_path, url))
+        runtime = StackRuntime(stack, Runs(tmp_path / "runs"), operational=False)
+        respond = runtime.respond(stack)
+        turns = [Turn((Message("user", f"{n}?"),), decoding_of(stack)) for n in range(12)]
+        answers = asyncio.gather(*(complete(respond, turn) for turn in turns))
+        for _ in range(FIRST):
+            assert await asyncio.to_thread(inside.acquire, timeout=60)
+        assert not inside.acquire(blocking=False), "the others wait here"
+        go.set()
+        assert [answer.text for answer in await answers] == ["Yes"] * 12
+        runtime.close()
