@@ -154,7 +154,7 @@ def changes(table: Published) -> list[ScoreChange]:
 
 
 def page(table: Published) -> Page:
-    """The table as a ladder of columns, its losses first, and what could not have been told."""
+    """The table as a ladder of columns, its losses first, and which changes were large enough to detect."""
     single = [c for c in changes(table) if not c.row.summary]
     lost = [c for c in single if c.points < 0][:LOSSES]
     gained = [c for c in reversed(single) if c.points > 0][:GAINS]
