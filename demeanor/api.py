@@ -1,6 +1,6 @@
 """The Python API behind `import demeanor`: load, train, ask, stream, evaluate, attribute, gate.
 
-Everything raises the errors of the command line (demeanor.DemeanorError and below). Works in scripts and in notebooks.
+All functions raise the errors of the command line (subclasses of demeanor.DemeanorError). Works in scripts and in notebooks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ Messages: TypeAlias = str | Sequence[Mapping[str, Any] | Message]
 
 
 def load(path: Path | str, *overrides: str) -> Stack:
-    """Read and check a stack file; `overrides` as in `--set`, such as "decoding.temperature=0". Raises SpecError."""
+    """Read and check a stack file. `overrides` change settings as `--set` does, e.g. "decoding.temperature=0".
+
+    Raises SpecError with every mistake in the file.
+    """
     return app.load_stack(path, overrides)
 
 
@@ -43,15 +46,18 @@ def train(
     dtype: Literal["auto", "fp32", "bf16"] = "auto",
     runs: Path | str = "runs",
 ) -> None:
-    """Train the named stages and their ancestors (default: all) that have no weights yet.
+    """Train the stages in `stages` and their ancestors (default: all) that have no finished weights in `runs`.
 
-    `dtype`: number format of matrix products; auto: the faster one, measured here.
+    `dtype`: number format of matrix products; "auto" measures which one is faster on this machine.
     """
     app.train(stack, Runs(Path(runs)), only=stages, options=RunOptions(dtype))
 
 
 def assistant(stack: Stack, variant: str | None = None, *, runs: Path | str = "runs") -> Assistant:
-    """A stack that answers, as the whole or as one of its variants ("NAME:sft", "NAME-policy"). Raises CheckpointError."""
+    """Return an Assistant that answers as the whole stack or as a variant: "NAME:sft" (a stage), "NAME-policy" (without a layer).
+
+    Raises CheckpointError if weights are missing in `runs`.
+    """
     return Assistant(stack, variant, Path(runs))
 
 
@@ -64,7 +70,10 @@ def evaluate(
     runs: Path | str = "runs",
     results: Path | str = "results",
 ) -> Result:
-    """Measure variants (default: the ladder and everything but one layer) on the stack's suites, and write the result."""
+    """Evaluate variants on the stack's suites and write the result to `results`.
+
+    `variants`: model ids (default: the ladder, and the whole stack without each layer). `limit`: items of each behavior (default: all).
+    """
     return _outside_loop(
         lambda: ladder.evaluate(
             stack, app.services(Runs(Path(runs))), Path(results), variants=variants, limit=limit, name=name
@@ -82,7 +91,7 @@ def attribute(
     runs: Path | str = "runs",
     results: Path | str = "results",
 ) -> Attribution:
-    """Measure the full factorial of weights and layers, and give each layer its share of every behavior."""
+    """Evaluate all combinations of weights and layers, and compute each layer's share (Shapley value) of every behavior."""
     return _outside_loop(
         lambda: attribution.run(
             stack,
@@ -106,7 +115,10 @@ def gate(
     runs: Path | str = "runs",
     results: Path | str = "results",
 ) -> GateReport:
-    """May the whole stack ship? Compared by `rules` with a variant of it, or with an earlier result (RESULT.json)."""
+    """Decide whether the whole stack may ship, by comparing it with a baseline under the rules of a gate.yaml.
+
+    `against`: a variant of this stack, or the RESULT.json of an earlier evaluation. `rules`: the path of gate.yaml.
+    """
     report, _ = _outside_loop(
         lambda: gating.run(
             stack,
@@ -122,7 +134,7 @@ def gate(
 
 
 class Assistant:
-    """A stack that answers; a context manager, or call `close` to stop its engine."""
+    """A stack that answers questions. Use it in a `with` block, or call `close` to stop its engine."""
 
     def __init__(self, stack: Stack, variant: str | None, runs: Path) -> None:
         self.variant = stack.resolve(variant or stack.spec.name)
@@ -136,11 +148,11 @@ class Assistant:
         threading.Thread(target=self._loop.run_forever, name="demeanor-assistant", daemon=True).start()
 
     def ask(self, messages: Messages, **decoding: Any) -> Completion:
-        """The answer; `decoding` overrides settings of the stack, such as temperature=0 or max_tokens=50."""
+        """Return the answer. `decoding` overrides settings of the stack, such as temperature=0 or max_tokens=50."""
         return fold(list(self.stream(messages, **decoding)))
 
     def stream(self, messages: Messages, **decoding: Any) -> Iterator[Event]:
-        """Events as they happen: Text, ToolCalled, Passage, Refusal, ..., Done; each says which layer made it (`by`)."""
+        """Yield events as they happen: Text, ToolCalled, Passage, Refusal, ..., Done. `by` of an event names its layer."""
         events = self._respond(self._turn(messages, decoding))
         try:
             while (event := self._run(anext(events, None))) is not None:
@@ -149,7 +161,7 @@ class Assistant:
             self._run(_close(events))
 
     def text(self, messages: Messages, **decoding: Any) -> Iterator[str]:
-        """The pieces of the answer's text as they are written."""
+        """Yield the answer's text piece by piece."""
         for event in self.stream(messages, **decoding):
             if isinstance(event, Text):
                 yield event.text

@@ -31,7 +31,7 @@ Split = Annotated[str | None, typer.Option(help="Split of a hub id or a saved da
 Column = Annotated[
     list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Read column THEIRS as OURS (repeatable).")
 ]
-Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N rows only.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use only the first N rows.")]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out rows that cannot be read, and say how many.")
 ]
@@ -71,9 +71,7 @@ def show(
     ] = None,
     want: Annotated[
         Literal["examples", "preferences", "unpaired", "text"] | None,
-        typer.Option(
-            help="Kind of rows that a source holds (default: what its first row is; a stack knows it)."
-        ),
+        typer.Option(help="Kind of the rows of a source (default: decided by its first row)."),
     ] = None,
     count: Annotated[int, typer.Option(metavar="N", help="Rows to print.")] = 3,
     config: Config = None,
@@ -238,7 +236,7 @@ def keep(
         str | None,
         typer.Option(
             metavar="CODE",
-            help="Drop rows in another language: en de fr es it pt nl ja ko zh el he th. Rows too short to tell stay.",
+            help="Drop rows in another language: en de fr es it pt nl ja ko zh el he th. Rows whose language is uncertain stay.",
         ),
     ] = None,
     no_personal_data: Annotated[
@@ -299,7 +297,10 @@ def revise(
     ] = None,
     constitution: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.yaml", help="Principles of your own (default: the ones that come along)."),
+        typer.Option(
+            metavar="FILE.yaml",
+            help="Your own principles (default: those of demeanor/data/constitution.yaml).",
+        ),
     ] = None,
     deliberate: Annotated[
         Path | None,
@@ -316,14 +317,14 @@ def revise(
     axis: Annotated[
         list[str] | None, typer.Option(metavar="AXIS", help="With --items: only this behavior (repeatable).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws of answers and principles.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the answers and principles.")] = 0,
     column: Column = None,
     limit: Limit = None,
     force: Force = False,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Let a model answer prompts, criticize its answers by principles and mend them; write rows for imitation."""
+    """Let a model answer prompts, criticize its answers by principles and rewrite them; write rows for sft."""
     from contextlib import closing
 
     from demeanor import app as composed

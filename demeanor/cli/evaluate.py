@@ -132,20 +132,21 @@ def attribute(
     weights: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="STAGE...", help="Weights, in order of training (default: base to the served ones)."
+            metavar="STAGE...",
+            help="Stages whose weights are compared, in order of training (default: from the base to the served one).",
         ),
     ] = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LAYER...",
-            help="Runtime layers to switch on and off (default: all that can change an answer); template and decoding count, too.",
+            help="Runtime layers to switch on and off (default: all that can change an answer, with template and decoding).",
         ),
     ] = None,
     fraction: Annotated[
         Literal["full", "V", "IV"],
         typer.Option(
-            help="Measure a fraction of the subsets: resolution V separates pairs, IV separates main effects from pairs."
+            help="Measure only a fraction of the combinations: V separates interactions of two layers, IV only main effects from them."
         ),
     ] = "full",
     base_prompts: Annotated[
@@ -214,7 +215,7 @@ def frontier(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Measure what safety costs: safe prompts answered, unsafe ones refused, capability, by stage and policy threshold.
+    """Measure the cost of safety: safe prompts answered, unsafe ones refused, capability, by stage and policy threshold.
 
     With --between or --sweep: the alignment tax as a curve, over merges of two stages or a swept setting.
     """
@@ -312,19 +313,19 @@ def diagnose(
     stack: StackFile,
     axis: Annotated[str | None, typer.Option(help="Failing items of this behavior (axis) only.")] = None,
     items: Annotated[
-        list[str] | None, typer.Option(metavar="ID...", help="Only those of these items that fail.")
+        list[str] | None, typer.Option(metavar="ID...", help="Diagnose only these items, if they fail.")
     ] = None,
     turns: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Logged turns with bad feedback of this database (or SQLite file); turns with good feedback are controls.",
+            help="Diagnose recorded turns with bad feedback from this database (or SQLite file); turns with good feedback are controls.",
         ),
     ] = None,
     rows: Annotated[
         Path | None,
         typer.Option(
-            metavar="NAME.rows.jsonl", help="Take the present answers from the rows of an earlier eval."
+            metavar="NAME.rows.jsonl", help="Read the current answers from the rows of an earlier eval."
         ),
     ] = None,
     against: Annotated[
@@ -376,7 +377,8 @@ def duel(
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODEL...", help="These model ids, the last one the reference, instead of the ladder."
+            metavar="MODEL...",
+            help="Compare these model ids instead of the ladder; the last one is the reference.",
         ),
     ] = None,
     suite: Annotated[

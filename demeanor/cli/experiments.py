@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 
 @app.command("list")
 def show_all(url: TurnsDatabase = REQUESTS, as_json: AsJson = False) -> None:
-    """List every run of every experiment, with its verdicts so far, then shadows and evaluators."""
+    """List every run of every experiment with its verdicts so far, then shadows and evaluators."""
     from demeanor.evaluation.ab_test import decision_text
     from demeanor.traffic import traffic_report
 
@@ -117,7 +117,7 @@ def show(
     url: TurnsDatabase = REQUESTS,
     as_json: AsJson = False,
 ) -> None:
-    """Show an experiment: its score as it was stated, users, means, differences with intervals, and verdicts."""
+    """Show an experiment: its score, users, means, differences with intervals, and verdicts."""
     from demeanor.evaluation.ab_test import HEADING, lines
     from demeanor.traffic import traffic_report
 
@@ -148,10 +148,10 @@ def show(
 @app.command()
 def stop(
     which: Annotated[str, typer.Argument(metavar="NAME|ID", help="The last run of a name, or a run's id.")],
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the experiment.")] = "",
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, saved with the experiment.")] = "",
     url: TurnsDatabase = REQUESTS,
 ) -> None:
-    """Stop an experiment: within seconds its users get the whole stack again, and its result stays as it is."""
+    """Stop an experiment: within seconds its users get the whole stack again. Its result stays."""
     from demeanor.store import experiments
     from demeanor.traffic import traffic_report
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from demeanor.stack.stack import Stack
 
 LayerName = Annotated[
-    str | None, typer.Option("--layer", metavar="NAME", help="Of several retrieval layers, this one.")
+    str | None, typer.Option("--layer", metavar="NAME", help="The retrieval layer, if the stack has several.")
 ]
 
 Store = Annotated[
@@ -65,9 +65,9 @@ def build(
         ),
     ] = False,
 ) -> None:
-    """Bring an index up to date: only files that changed are read, and only new passages are encoded.
+    """Build or update an index: reads only files that changed and encodes only new passages.
 
-    Ctrl-C or a kill loses nothing that was encoded; the old index is in use until the new one is whole.
+    An interrupted build keeps what it encoded. The old index stays in use until the new one is complete.
     """
     from demeanor import indexes
 
@@ -106,7 +106,7 @@ def _fetch(urls: Path, folder: Path, passage_chars: int, private: bool) -> int:
 @app.command()
 def search(
     stack_file: StackFile,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What a user might ask.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="The question.")],
     overrides: Overrides = None,
     layer: LayerName = None,
     store: Store = None,

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 OtherJudges = Annotated[
     list[str] | None,
-    typer.Option("--judge", metavar="URL#MODEL", help="A judge beside the stack's own (repeatable)."),
+    typer.Option("--judge", metavar="URL#MODEL", help="Another judge besides the stack's own (repeatable)."),
 ]
 JudgeKeys = Annotated[
     list[str] | None,
     typer.Option(
-        "--judge-key", metavar="MODEL=ENV_VAR", help="The variable that holds that judge's API key."
+        "--judge-key",
+        metavar="MODEL=ENV_VAR",
+        help="The environment variable that holds that judge's API key.",
     ),
 ]
 

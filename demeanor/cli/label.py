@@ -23,10 +23,12 @@ DATABASE = "sqlite:///runs/labels.db"
 NO_QUEUE = "make a queue: demeanor label create STACK.yaml --prompts FILE"
 Url = Annotated[str, typer.Option("--database", metavar="URL", help="The database of the queues.")]
 Queue = Annotated[
-    str | None, typer.Option("--queue", metavar="NAME", help="The queue (default: the only one there is).")
+    str | None, typer.Option("--queue", metavar="NAME", help="The queue (default: the only one).")
 ]
 
-app = typer.Typer(no_args_is_help=True, help="Let people compare answers, and use what they say.")
+app = typer.Typer(
+    no_args_is_help=True, help="Let people compare answers, and export their labels as training rows."
+)
 
 
 # ---- making a queue ----
@@ -46,25 +48,36 @@ def create(
         list[str] | None,
         typer.Option(metavar="ID", help="Model ids that answer in turn (default: the whole stack)."),
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Two answers an item (the default).")] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Show two answers for each item (the default).")
+    ] = False,
     k: Annotated[
         int | None,
         typer.Option(
-            "--k", min=2, max=9, metavar="K", help="Answers an item, to be ranked: 4 to 9 are usual."
+            "--k",
+            min=2,
+            max=9,
+            metavar="K",
+            help="Show K answers for each item, to be ranked; 4 to 9 are usual.",
         ),
     ] = None,
     labellers_per_item: Annotated[
-        int, typer.Option(min=1, metavar="N", help="People who label each item.")
+        int, typer.Option(min=1, metavar="N", help="Number of people who label each item.")
     ] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Items in the queue.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of items in the queue.")
+    ] = None,
     items: Annotated[
         bool, typer.Option("--items", help="SOURCE is a suite, such as world:exercises.")
     ] = False,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the draws and of the order.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Sampling temperature.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the answers and their order.")] = 0,
     gold: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Hidden checks: rows of prompt, chosen, rejected, or with ranks."),
+        typer.Option(
+            metavar="FILE",
+            help="Rows with known labels (prompt, chosen, rejected, or with ranks), shown as hidden checks.",
+        ),
     ] = None,
     gold_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="One check in every N labels of a person.")
@@ -74,7 +87,10 @@ def create(
         typer.Option(metavar="STAGE", help="Reward-model stages: items on which they disagree come first."),
     ] = None,
     random_share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="With --uncertainty: share of places that chance fills.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="With --uncertainty: share of the items that is chosen at random."
+        ),
     ] = 0.3,
     candidates: Annotated[
         int | None,
@@ -85,16 +101,16 @@ def create(
         ),
     ] = None,
     lease: Annotated[
-        float, typer.Option(min=1.0, metavar="SECONDS", help="How long an item is one person's.")
+        float, typer.Option(min=1.0, metavar="SECONDS", help="How long an item is reserved for one person.")
     ] = 900.0,
     question: Annotated[
-        str, typer.Option(help="What the page asks.")
+        str, typer.Option(help="The question that the page shows.")
     ] = "Which answer does better what the request asks for?",
     url: Url = DATABASE,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Sample answers to prompts and make a queue of them. Prints how to invite people."""
+    """Sample answers to prompts, make a queue of items to label, and print how to invite people."""
     from demeanor.store import labels
     from demeanor.store.labels import LabelQueue
 
@@ -362,7 +378,9 @@ def import_(
 
 @app.command()
 def invite(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The person; exports have a hash of it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the person; exports contain a hash of it.")
+    ],
     queue: Queue = None,
     role: Annotated[
         Literal["labeller", "adjudicator", "owner"],
@@ -378,7 +396,7 @@ def invite(
     ] = "http://127.0.0.1:8010",
     url: Url = DATABASE,
 ) -> None:
-    """Print a person's link; it cannot be printed again."""
+    """Create a person's link and print it; it cannot be printed again."""
     from demeanor.store import labels
 
     with database_at(url, absent=NO_QUEUE) as database:
@@ -393,7 +411,7 @@ def revoke(
     queue: Queue = None,
     url: Url = DATABASE,
 ) -> None:
-    """End a person's links from their next request on, and free the item they hold."""
+    """End a person's links and release the item that is reserved for them."""
     from demeanor.store import labels
 
     with database_at(url, absent=NO_QUEUE) as database:
@@ -409,7 +427,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port (0: any free one).")] = 8010,
     url: Url = DATABASE,
 ) -> None:
-    """Serve the labelling page until Ctrl-C. Only people with a link can do anything."""
+    """Serve the labelling page until Ctrl-C. Only people with a link can use it."""
     from demeanor.evaluation import label_agreement
     from demeanor.server import label_serve
 
@@ -427,19 +445,17 @@ def judge(
             "--min-accuracy",
             min=0.5,
             max=1.0,
-            help="What the interval of the judge's accuracy must be above.",
+            help="The lower end of the interval of the judge's accuracy must be above this.",
         ),
     ] = 0.5,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Items that no person labelled, at most.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Label at most N items.")] = None,
     judges: OtherJudges = None,
     judge_keys: JudgeKeys = None,
     url: Url = DATABASE,
     overrides: Overrides = None,
     results: Results = RESULTS,
 ) -> None:
-    """Let the stack's judge, or with --judge a panel, label the items that no person labelled, once people's labels show that it may."""
+    """Let the stack's judge (with --judge a panel) label items that no person labelled, if it agrees with people's labels."""
     from demeanor.evaluation import judge as judging
     from demeanor.evaluation import label_judging
     from demeanor.store import label_work, labels
@@ -499,7 +515,7 @@ def list_queues(url: Url = DATABASE) -> None:
 
 @app.command()
 def status(queue: Queue = None, url: Url = DATABASE) -> None:
-    """Show progress, agreement, each labeller, and with --uncertainty what a label of each arm told."""
+    """Show progress, agreement and each labeller; with --uncertainty also how informative the labels were."""
     from demeanor.evaluation import label_agreement, label_order
     from demeanor.report import outputs
     from demeanor.store import labels
@@ -535,7 +551,7 @@ def export(
     what: Annotated[
         Literal["rows", "each", "labels"],
         typer.Option(
-            help="rows: a preference an item; each: one a label; labels: every label as it was given."
+            help="rows: one preference for each item; each: one for each label; labels: the labels as they were given."
         ),
     ] = "rows",
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
@@ -564,7 +580,7 @@ def export(
 @app.command()
 def delete(
     queue: Annotated[str, typer.Argument(metavar="NAME", help="The queue.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it nothing is deleted.")] = False,
     url: Url = DATABASE,
 ) -> None:
     """Delete a queue with its items, links and labels."""

@@ -27,7 +27,7 @@ HalfOption = Annotated[
     Literal["all", "tune", "report"],
     typer.Option(
         "--half",
-        help="Which texts count: all, or one half by the hash of the text. Thresholds are chosen on tune.",
+        help="Use all texts, or one half, chosen by a hash of the text: tune for choosing thresholds, the other for measuring.",
     ),
 ]
 StackOption = Annotated[
@@ -65,15 +65,15 @@ def check_rules(
     half: HalfOption = "all",
     label: Annotated[
         list[str] | None,
-        typer.Option("--label", metavar="RULE=LABEL", help="Which label a rule is about (repeatable)."),
+        typer.Option("--label", metavar="RULE=LABEL", help="The label that a rule detects (repeatable)."),
     ] = None,
     stage: Annotated[
         str | None,
-        typer.Option("--stage", help="Where texts without a stage of their own stand (default: input)."),
+        typer.Option("--stage", help="The stage of texts that name none (default: input)."),
     ] = None,
     fpr: Annotated[
         float,
-        typer.Option("--fpr", min=0.0, max=0.5, help="Wanted false-positive rate of chosen thresholds."),
+        typer.Option("--fpr", min=0.0, max=0.5, help="False-positive rate for which thresholds are chosen."),
     ] = 0.01,
     out: Annotated[
         Path | None,
@@ -82,7 +82,7 @@ def check_rules(
     stack: StackOption = None,
     runs: RunsFolder = RUNS,
 ) -> int:
-    """Run the tests beside the rules; with --data, measure what each rule and the whole policy find, refuse wrongly, and cost.
+    """Run the tests in a policy file; with --data, measure what its rules detect, refuse wrongly, and cost.
 
     Exit code 1 if a rule's own test fails.
     """
@@ -166,7 +166,9 @@ def train(
         float,
         typer.Option("--fpr", min=0.0, max=0.5, help="False-positive rate of the file's own threshold."),
     ] = 0.01,
-    seed: Annotated[int, typer.Option("--seed", help="Which rows are held out together.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Random seed of the folds of the cross-validation.")
+    ] = 0,
     probe: Annotated[
         Path | None,
         typer.Option(

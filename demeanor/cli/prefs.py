@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from demeanor.data.preference_sets import DataCard
 
 app = typer.Typer(
-    no_args_is_help=True, help="Make a preference set of feedback, labels, votes and revisions."
+    no_args_is_help=True, help="Make a preference set from feedback, labels, votes and revisions."
 )
 
 
@@ -49,13 +49,15 @@ def build(
     ] = None,
     stack: Annotated[
         Path | None,
-        typer.Option(metavar="STACK.yaml", help="Keep apart from what this stack is measured on."),
+        typer.Option(metavar="STACK.yaml", help="Leave out rows that overlap with the suites of this stack."),
     ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option(metavar="SUITE", help="Keep apart from this suite or file of rows too (repeatable)."),
+        typer.Option(
+            metavar="SUITE", help="Leave out rows that overlap with this suite or file of rows (repeatable)."
+        ),
     ] = None,
-    no_suites: Annotated[bool, typer.Option("--no-suites", help="Compare with no suite.")] = False,
+    no_suites: Annotated[bool, typer.Option("--no-suites", help="Do not compare with suites.")] = False,
     words: Annotated[
         int,
         typer.Option(
@@ -67,12 +69,13 @@ def build(
         typer.Option(min=0.0, max=1.0, metavar="S", help="Rows with at least this similarity are repeats."),
     ] = 0.9,
     most_per_prompt: Annotated[
-        int | None, typer.Option("--max-per-prompt", min=1, metavar="N", help="Rows of one prompt at most.")
+        int | None,
+        typer.Option("--max-per-prompt", min=1, metavar="N", help="Keep at most N rows of one prompt."),
     ] = None,
     unrouted: Annotated[
         Literal["drop", "keep"],
         typer.Option(
-            help="Complaints that were not routed to a layer yet: only those of the weights teach the weights."
+            help="Drop or keep complaints that `turns route` has not routed yet; of the routed ones only those about the weights are used."
         ),
     ] = "drop",
     personal_data: Annotated[

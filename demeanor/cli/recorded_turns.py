@@ -41,19 +41,27 @@ app = typer.Typer(
 REQUESTS = "sqlite:///runs/requests.db"
 SHOWN = 60
 
-User = Annotated[str | None, typer.Option(help="Turns of this user.")]
-Model = Annotated[str | None, typer.Option(metavar="ID", help="Turns that this model id answered.")]
-StackKey = Annotated[str | None, typer.Option(metavar="KEY", help="Of this stack key (or its beginning).")]
-Rule = Annotated[str | None, typer.Option(help="In which this rule of a policy did something.")]
+User = Annotated[str | None, typer.Option(help="Only turns of this user.")]
+Model = Annotated[str | None, typer.Option(metavar="ID", help="Only turns that this model id answered.")]
+StackKey = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Only turns of this stack key (its first characters are enough)."),
+]
+Rule = Annotated[str | None, typer.Option(help="Only turns in which this policy rule acted.")]
 RatedAs = Annotated[
     Literal["good", "bad", "corrected", "any", "none"] | None,
-    typer.Option(help="By the feedback that they got."),
+    typer.Option(help="Only turns with this feedback."),
 ]
 Since = Annotated[
-    str | None, typer.Option(metavar="TIME", help="From this day or moment on (ISO 8601, UTC).")
+    str | None,
+    typer.Option(metavar="TIME", help="Only turns from this time on (ISO 8601, UTC), e.g. 2026-11-30."),
 ]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this day or moment (ISO 8601, UTC).")]
-Text = Annotated[str | None, typer.Option(help="With these words in the conversation or the answer.")]
+Until = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Only turns before this time (ISO 8601, UTC).")
+]
+Text = Annotated[
+    str | None, typer.Option(help="Only turns with these words in the conversation or the answer.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Masked = Annotated[
     bool,
@@ -112,8 +120,8 @@ def show_list(
     feedback: RatedAs = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first ones.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Print at most N turns.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Skip the first N turns.")] = 0,
     as_json: AsJson = False,
     mask: Masked = False,
     url: TurnsDatabase = REQUESTS,
@@ -134,8 +142,8 @@ def search_turns(
     feedback: RatedAs = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 20,
-    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Leave out the first ones.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Print at most N turns.")] = 20,
+    skip: Annotated[int, typer.Option(min=0, metavar="N", help="Skip the first N turns.")] = 0,
     as_json: AsJson = False,
     mask: Masked = False,
     url: TurnsDatabase = REQUESTS,
@@ -189,7 +197,7 @@ def _short(text: str) -> str:
 @app.command()
 def show(
     which: Annotated[
-        str, typer.Argument(metavar="ID", help="Of the turn, as the API and `turns list` tell it.")
+        str, typer.Argument(metavar="ID", help="Id of the turn, as the API and `turns list` show it.")
     ],
     as_json: AsJson = False,
     mask: Masked = False,
@@ -271,7 +279,7 @@ def export(
     as_suite: Annotated[
         bool,
         typer.Option(
-            "--as-suite", help="Write suite items: corrected answers, and liked ones, are what is right."
+            "--as-suite", help="Write suite items; corrected and liked answers are the right answers."
         ),
     ] = False,
     as_preferences: Annotated[
@@ -283,7 +291,7 @@ def export(
     ] = False,
     unrouted: Annotated[
         bool,
-        typer.Option("--unrouted", help="With --as-preferences: also complaints that nobody routed yet."),
+        typer.Option("--unrouted", help="With --as-preferences: also complaints that were not routed yet."),
     ] = False,
     text: Text = None,
     user: User = None,
@@ -296,7 +304,7 @@ def export(
     mask: Masked = False,
     url: TurnsDatabase = REQUESTS,
 ) -> None:
-    """Export turns as JSON lines, as a suite, or as preference rows; each names the turn and the stack it comes from."""
+    """Export turns as JSON lines, suite items or preference rows; each line names its turn and its stack."""
     from demeanor.core.files import write_text
     from demeanor.stack.stack import file_hash
     from demeanor.store import lineage, rated_turns
@@ -358,16 +366,14 @@ def route(
     stack_key: StackKey = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[
-        int, typer.Option(min=1, metavar="N", help="At most so many complaints, the newest.")
-    ] = 100,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Use only the newest N complaints.")] = 100,
     name: ResultName = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
     url: TurnsDatabase = REQUESTS,
 ) -> None:
-    """Find the layer of each complaint: replay it with one layer changed at a time; only those of the weights are training data."""
+    """Find the layer that causes each complaint, by replaying it with one layer changed at a time."""
     from demeanor.evaluation.diagnosis import complaints as routing
     from demeanor.evaluation.items import save_suite
     from demeanor.report import publish
@@ -414,7 +420,7 @@ def replay(
     score: Annotated[
         str | None,
         typer.Option(
-            metavar="SCORER", help="Score both answers by this scorer; `judged`: by the stack's judge."
+            metavar="SCORER", help="Score both answers with this scorer; `judged` uses the stack's judge."
         ),
     ] = None,
     target: Annotated[
@@ -422,7 +428,9 @@ def replay(
     ] = "{}",
     run_tools: Annotated[
         bool,
-        typer.Option("--run-tools", help="Run tools that may have effects, too (default: pure ones only)."),
+        typer.Option(
+            "--run-tools", help="Also run tools that may have side effects (default: only tools without)."
+        ),
     ] = False,
     text: Text = None,
     user: User = None,
@@ -434,7 +442,7 @@ def replay(
     feedback: RatedAs = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many turns, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Use only the newest N turns.")] = 100,
     name: ResultName = None,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
@@ -443,7 +451,7 @@ def replay(
         str, typer.Option("--turns", "--database", metavar="URL", help="The database of the record layer.")
     ] = REQUESTS,
 ) -> None:
-    """Replay recorded turns through a variant: the same conversation, seed and decoding; a diff of each answer, a paired score."""
+    """Answer recorded turns again with another variant (same conversation, seed and decoding); print the differences and paired scores."""
     from demeanor.core.files import yaml_value
     from demeanor.evaluation import turn_replay
     from demeanor.report import publish

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from demeanor.training.runs import Entry, Runs
 
 app = typer.Typer()
-runs_app = typer.Typer(no_args_is_help=True, help="List trained weights; delete those that no stack needs.")
+runs_app = typer.Typer(
+    no_args_is_help=True, help="List trained weights, and delete those that no stack needs."
+)
 
 
 app.add_typer(runs_app, name="runs")
@@ -47,7 +49,7 @@ def demo(
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
 ) -> None:
-    """Train, align and evaluate the assistant of the embedded world, from random weights, offline."""
+    """Train, align and evaluate a small demo assistant from random weights, offline, in some minutes."""
     from demeanor.cli.demo import run
 
     raise typer.Exit(run(runs, results, overrides or [], serve=serving, port=port, dtype=dtype))
@@ -58,14 +60,14 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")],
     remote: Annotated[
         str | None,
-        typer.Option(metavar="URL#MODEL", help="For a model behind an OpenAI-compatible address."),
+        typer.Option(metavar="URL#MODEL", help="Use a model behind an OpenAI-compatible address."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(metavar="FOLDER_OR_ID", help="For a Hugging Face folder or hub id.")
+        str | None, typer.Option(metavar="FOLDER_OR_ID", help="Use a Hugging Face folder or hub id.")
     ] = None,
-    gguf: Annotated[str | None, typer.Option(metavar="FILE", help="For a GGUF file.")] = None,
+    gguf: Annotated[str | None, typer.Option(metavar="FILE", help="Use a GGUF file.")] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="The embedded demo's stack, trained from random weights.")
+        bool, typer.Option("--demo", help="Use the demo's stack, which is trained from random weights.")
     ] = False,
     documents: Annotated[
         Path | None,
@@ -83,7 +85,7 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that exist.")] = False,
 ) -> None:
-    """Write a stack to start from, with all that it names: for your model, or the demo. Asks where a terminal can answer."""
+    """Write a folder with a stack to start from, for your model or for the demo. Without options it asks what you have."""
     from demeanor.cli import starter
     from demeanor.cli.demo import write_files
 
@@ -128,7 +130,7 @@ def explain(
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Show what the stack is, what is trained, and what training would cost."""
+    """Show the layers of a stack, which stages are trained, and what training the others would cost."""
     from demeanor.cli.explain import show
     from demeanor.training.runs import Runs
 
@@ -179,8 +181,7 @@ def train(
         bool,
         typer.Option(
             "--check-rewards",
-            help="Train nothing: audit the rewards of online stages with worthless and with right answers. Exit code 1: "
-            "they can be earned without a right answer, or reject right ones; 4: too few prompts to tell.",
+            help="Train nothing; audit the rewards of online stages with right and worthless answers. Exit code 1: worthless answers earn them, or right ones do not; 4: too few prompts to tell.",
         ),
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all cores).")] = None,
@@ -323,18 +324,26 @@ def serve(
     << 20,
     header_timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", callback=_above_zero, help="Time for the headers of a request."),
+        typer.Option(
+            metavar="SECONDS",
+            callback=_above_zero,
+            help="Close a connection whose request headers take longer.",
+        ),
     ] = 10.0,
     body_timeout: Annotated[
         float,
-        typer.Option(metavar="SECONDS", callback=_above_zero, help="Time for the body of a request."),
+        typer.Option(
+            metavar="SECONDS",
+            callback=_above_zero,
+            help="Close a connection whose request body takes longer.",
+        ),
     ] = 30.0,
     idle_timeout: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
             callback=_above_zero,
-            help="Time between requests of one connection, and without reading any of an answer.",
+            help="Close a connection that is idle, or does not read its answer, for longer.",
         ),
     ] = 30.0,
     cors: Annotated[
@@ -482,7 +491,9 @@ def export(
     ] = "fp32",
     adapter: Annotated[
         bool,
-        typer.Option("--adapter", help="Only the adapters, as one PEFT folder on the weights under them."),
+        typer.Option(
+            "--adapter", help="Write only the adapters, as one PEFT folder for the weights under them."
+        ),
     ] = False,
     base: Annotated[
         str | None,
@@ -496,13 +507,13 @@ def export(
         typer.Option(
             min=0,
             metavar="N",
-            help="Compare prompts and greedy answers on N items (0: do not); exit code 1 if they differ.",
+            help="Compare prompts and greedy answers on N items (0: no comparison); exit code 1 if they differ.",
         ),
     ] = 32,
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Write the served weights as a folder for other servers, and compare their answers with ours on the stack's suite."""
+    """Write the served weights as a folder for other servers, and compare its answers with those of demeanor's own engine."""
     from demeanor import app as composed
     from demeanor.training import export as exporting
     from demeanor.training import export_gguf
@@ -547,7 +558,7 @@ Stacks = Annotated[
 
 @runs_app.command("list")
 def list_runs(stacks: Stacks = None, overrides: Overrides = None, runs: RunsFolder = RUNS) -> None:
-    """List trained and half-trained weights (of the given stacks, or all)."""
+    """List the runs of the given stacks, or all: finished, running, interrupted or broken."""
     from demeanor.training.runs import entries
 
     found = entries(runs)

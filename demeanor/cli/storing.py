@@ -24,7 +24,7 @@ DATABASE = "sqlite:///runs/requests.db"
 Url = Annotated[
     str, typer.Option("--database", metavar="URL", help="The database that the record layer writes.")
 ]
-Yes = Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would be deleted.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Delete (default: only print what would be deleted).")]
 Files = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Also look for the user's turns in the JSON lines of this folder."),
@@ -59,14 +59,14 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 @app.command()
 def prune(
-    older_than: Annotated[str, typer.Option(metavar="AGE", help="Such as 90d, 12h or 2w.")],
-    keep_feedback: Annotated[
-        bool, typer.Option("--keep-feedback", help="Turns with feedback stay however old they are.")
-    ] = False,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="Age since the end or the last change, e.g. 90d, 12h or 2w.")
+    ],
+    keep_feedback: Annotated[bool, typer.Option("--keep-feedback", help="Keep turns with feedback.")] = False,
     yes: Yes = False,
     url: Url = DATABASE,
 ) -> None:
-    """Delete turns that ended, and conversations of the chat page that changed, longer ago than an age."""
+    """Delete turns, and conversations of the chat page, that are older than an age."""
     from demeanor.store import retention
 
     try:
@@ -90,7 +90,7 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.jsonl.")] = False,
     url: Url = DATABASE,
 ) -> None:
-    """Write turns with their events and feedback as JSON lines, oldest first; a stopped export goes on where it was."""
+    """Write turns with their events and feedback as JSON lines, oldest first; an interrupted export continues."""
     from demeanor.store import lineage, turn_lines
 
     if out.exists() and not force:
@@ -109,13 +109,16 @@ def where(
         str | None, typer.Argument(metavar="USER", help="The name of a key, or the `user` of requests.")
     ] = None,
     was_forgotten: Annotated[
-        bool, typer.Option("--forgotten", help="What still holds words of users that were forgotten.")
+        bool,
+        typer.Option(
+            "--forgotten", help="List what still contains words of users that `store forget` deleted."
+        ),
     ] = False,
     files: Files = None,
     runs: RunsFolder = RUNS,
     url: Url = DATABASE,
 ) -> None:
-    """List where a user's words are: rows, preference sets made of them, and runs trained on those."""
+    """List what contains a user's words: rows, preference sets made from them, and runs trained on those."""
     from demeanor.store import lineage
 
     if (user is None) != was_forgotten:
@@ -180,7 +183,7 @@ def dealt_with(
     ],
     url: Url = DATABASE,
 ) -> None:
-    """Say that a file was rebuilt or deleted, so that it no longer holds words of forgotten users."""
+    """Record that a file was rebuilt or deleted and no longer contains words of forgotten users."""
     from demeanor.store import lineage
 
     with _opened(url) as database:

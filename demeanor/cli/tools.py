@@ -18,7 +18,7 @@ ToolName = Annotated[str, typer.Argument(metavar="TOOL", help="The name that `to
 
 @app.command("list")
 def list_tools(stack_file: StackFile, overrides: Overrides = None) -> None:
-    """Print every tool with its source, and whether the model is offered it; MCP servers are connected to."""
+    """Print every tool with its source and whether it is offered to the model; connects to the MCP servers."""
     from demeanor import tool_servers
     from demeanor.core.table import visible
 
@@ -57,9 +57,9 @@ def approve(
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Show what MCP servers list now against what was approved, ask, and write the lock file beside the stack.
+    """Compare the tools of MCP servers with the approved ones, ask, and write the lock file beside the stack.
 
-    Only tools that were approved are offered to a model, and only as long as they stay as they were.
+    A tool is offered to the model only if it was approved and has not changed since.
     """
     from demeanor import tool_servers
 
@@ -86,7 +86,7 @@ def approve(
 
 @app.command()
 def check(stack_file: StackFile, server: ServerName = None, overrides: Overrides = None) -> None:
-    """Exit 0 if MCP servers list exactly what was approved, 1 with the differences if not, 3 if one cannot be reached."""
+    """Compare MCP servers with what was approved. Exit code 0: equal; 1: different; 3: a server cannot be reached."""
     from demeanor import tool_servers
     from demeanor.core.errors import DemeanorError
 
@@ -125,7 +125,7 @@ def call(
     arguments: Annotated[str, typer.Argument(metavar="JSON", help="Its arguments as a JSON object.")] = "{}",
     overrides: Overrides = None,
 ) -> None:
-    """Run one tool as the layer would and print what the model would read; exit 1 if that is an error."""
+    """Run one tool as the layer would and print what the model would read; exit code 1 if that is an error."""
     from demeanor import tool_servers
     from demeanor.core.table import visible
 

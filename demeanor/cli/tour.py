@@ -16,15 +16,13 @@ if TYPE_CHECKING:
     from demeanor.tour.lab import Lab
 
 app = typer.Typer(
-    help="Learn how a chat assistant is made, in ten chapters with an experiment each; without a verb: the chapters as pages.",
+    help="Learn how a chat assistant is made, in ten chapters with an experiment each. Without a verb it serves the chapters as pages.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Number = Annotated[int, typer.Argument(metavar="CHAPTER", help="Its number: demeanor tour list.")]
 TourStack = Annotated[
     Path | None,
-    typer.Option(
-        "--stack", metavar="STACK.yaml", help="The assistant that is taken apart (default: the demo's)."
-    ),
+    typer.Option("--stack", metavar="STACK.yaml", help="The stack of the experiments (default: the demo's)."),
 ]
 NEGATIVE = 1
 
@@ -117,7 +115,7 @@ def tour(
 
 @app.command("list")
 def contents(stack: TourStack = None, results: Results = RESULTS) -> None:
-    """List the chapters, and what you have done of each."""
+    """List the chapters and your progress."""
     from demeanor.core.table import Table
     from demeanor.report import outputs
     from demeanor.tour.notebook import Notebook, progress
@@ -151,7 +149,7 @@ def smollm2(
     ] = None,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Write and train a second assistant, of SmolLM2-135M-Instruct, on which chapters can be made again (about 3 minutes)."""
+    """Write and train a second assistant from SmolLM2-135M-Instruct, for chapters on a real model (about 3 minutes)."""
     from demeanor import app as composed
     from demeanor.tour.chapters import chapters
     from demeanor.tour.courses import SMOLLM2, write_smollm2
@@ -169,7 +167,9 @@ def smollm2(
 @app.command("run")
 def experiment(
     chapter: Number,
-    guess: Annotated[float | None, typer.Option(help="Your guess, written down before the result.")] = None,
+    guess: Annotated[
+        float | None, typer.Option(help="Your guess; it is saved before the result is known.")
+    ] = None,
     stack: TourStack = None,
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
@@ -219,7 +219,7 @@ def _asked(chapter: Chapter) -> float | None:
 @app.command(context_settings={"ignore_unknown_options": True})
 def answer(
     chapter: Number,
-    number: Annotated[float, typer.Argument(metavar="NUMBER", help="What you worked out.")],
+    number: Annotated[float, typer.Argument(metavar="NUMBER", help="Your answer.")],
     stack: TourStack = None,
     results: Results = RESULTS,
 ) -> None:
@@ -236,7 +236,7 @@ def answer(
 @app.command()
 def label(
     labels: Annotated[
-        str | None, typer.Option(help="The five labels at once, such as ABBAB; without it you are asked.")
+        str | None, typer.Option(help="The five labels at once, such as ABBAB (default: asks for each).")
     ] = None,
 ) -> None:
     """Label five pairs of answers yourself (chapter 3), and see how often you and the world agree."""

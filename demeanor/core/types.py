@@ -53,7 +53,7 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     """A tool as the model sees it: name, description, JSON schema of parameters; `strict` enforces the
-    schema (None: not said)."""
+    schema (None: not specified)."""
 
     name: str
     description: str
@@ -66,7 +66,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def needs_approval(function: F) -> F:
-    """Mark a function of a stack's `module`: a person has to allow each call of it."""
+    """Decorate a function of a stack's `module`: a person must approve each call of it."""
     setattr(function, NEEDS_APPROVAL, True)
     return function
 
@@ -171,7 +171,7 @@ class Preference:
     """One prompt with K >= 2 completions, ordered by `ranks` (0 is best, ties allowed); `margin` is their
     distance.
 
-    `safe` says of each completion whether it is harmless (None: not said); empty: nothing is said of any.
+    `safe`: whether each completion is harmless (None: unknown); empty: unknown for all.
     """
 
     prompt: Messages
@@ -186,7 +186,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Unpaired:
-    """One prompt with one completion that is `desirable` or not (TRL's unpaired preference)."""
+    """A prompt with one completion that is `desirable` or not (TRL's unpaired preference)."""
 
     prompt: Messages
     completion: Messages
@@ -249,7 +249,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A person's decision on a tool call that waited for it; `reason` is told to the model."""
+    """A person's decision on a tool call that waited for it; the model reads the `reason`."""
 
     call_id: str
     approved: bool
@@ -304,7 +304,7 @@ class Turn:
 class TokenLogprob:
     """One generated token with its log-probability in nats and the most likely alternatives.
 
-    `bytes` are the token's own where `token` cannot show them (a part of a character); None: those of `token`.
+    `bytes` are set if `token` cannot show the token's own bytes (a part of a character); None: the bytes of `token`.
     """
 
     token: str
@@ -314,7 +314,7 @@ class TokenLogprob:
 
     @property
     def own_bytes(self) -> tuple[int, ...]:
-        """The token's bytes; those of all tokens join to the answer, also where one has half a character."""
+        """The token's bytes. Joined over all tokens they are the answer, even if a token has half a character."""
         return tuple(self.token.encode("utf-8", "replace")) if self.bytes is None else self.bytes
 
 
@@ -329,7 +329,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalled:
-    """The model called a tool; `approval` says why a person has to approve the call first (empty: nobody has to)."""
+    """The model called a tool; `approval` is the reason why a person must approve the call first (empty: no approval needed)."""
 
     call: ToolCall
     by: str = "weights"
@@ -379,7 +379,7 @@ class Passage:
     """A retrieved passage that was added to the conversation, and its place in its document (characters; page
     from 1).
 
-    `coverage`: share of the question's words, weighted by how rare they are in the index, that stand in it.
+    `coverage`: share of the question's words that the passage contains, weighted by how rare they are in the index.
     """
 
     id: str
@@ -435,8 +435,8 @@ UnsupportedReason: TypeAlias = Literal["unknown", "not_found", "stitched", "wron
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A sentence of the answer (character offsets) whose citation was not true, so that it was taken out or, with
-    `wrong_source`, put right: no such passage, words found nowhere, or only in several places, or in another."""
+    """A sentence of the answer (character offsets) whose citation was wrong: no such passage, or words that are in no passage, in
+    several places or in another passage. The citation was removed or, with `wrong_source`, corrected."""
 
     start: int
     end: int
@@ -447,7 +447,7 @@ class Unsupported:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Layer `by` stopped the turn under its rule at a stage; `text` is shown to the user instead."""
+    """Layer `by` stopped the turn because of a rule; the user sees `text` instead of an answer."""
 
     by: str
     rule: str
@@ -458,7 +458,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An earlier turn of the conversation that a rule refuses: the model does not read its `messages`."""
+    """An earlier turn of the conversation was left out because a rule refuses it: the model does not read its `messages`."""
 
     rule: str
     reason: str
@@ -481,9 +481,9 @@ Outcome: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class RuleHit:
-    """A rule of the policy matched, and what was done then; `masked`: only a trace was changed, not the answer.
+    """A policy rule matched, and what it did; `masked`: only the trace was changed, not the answer.
 
-    `failed_closed` and `failed_open`: its detector failed, and the turn was stopped or went on. `part` names the text
+    `failed_closed` and `failed_open`: its detector failed, and the turn was stopped or continued. `part` names the text
     within its stage; `spans` are characters of the text that went on (replacements) or of the text that was judged
     (blocked, flagged, asked), never the text itself. `score` is a probability, or the sum of cues; None: a pattern.
     """
@@ -500,8 +500,8 @@ class RuleHit:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Which of several servers answers a model call, by its name in the stack; those that failed before it, with the
-    HTTP status that their failure has here; and those that were not asked, because they failed or were busy before."""
+    """Which of several servers answers a model call (its name in the stack); which servers failed before it, with the HTTP
+    status of the failure; and which were skipped because of earlier failures or load."""
 
     name: str
     tried: tuple[tuple[str, int], ...] = ()
@@ -519,10 +519,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Prompt and completion tokens of one model call; `estimated` where a server does not tell them.
+    """Prompt and completion tokens of one model call; `estimated` if a server does not report them.
 
-    `cached_tokens` of the prompt were known from earlier calls and not read again. `cost_usd` by the price of
-    `model`; None with `unpriced`: there are prices, but none for this model.
+    `cached_tokens` of the prompt came from the cache of earlier calls. `cost_usd` uses the price of `model`; None with
+    `unpriced`: prices are configured, but none for this model.
     """
 
     prompt_tokens: int
@@ -569,7 +569,7 @@ Search: TypeAlias = Callable[[str, int], list[Passage]]  # query and number of p
 class Completion:
     """The result of a turn, folded from its events: the answer, the finish reason, and all events.
 
-    Tokens are 0 where a model call's were only estimated.
+    Tokens of model calls that only have an estimate count as 0.
     """
 
     text: str
@@ -583,19 +583,19 @@ class Completion:
 
     @property
     def cost_usd(self) -> float | None:
-        """USD of all model calls; None if there was none, or the price of one is not known."""
+        """Cost of all model calls in USD; None without a call, or if a price is unknown."""
         costs = [e.cost_usd for e in self.events if isinstance(e, Usage)]
         known = [cost for cost in costs if cost is not None]
         return sum(known) if known and len(known) == len(costs) else None
 
     @property
     def has_price(self) -> bool:
-        """Whether its cost was asked for: there are prices, though perhaps none for its model."""
+        """Whether prices are configured, perhaps not for this model."""
         return any(e.cost_usd is not None or e.unpriced for e in self.events if isinstance(e, Usage))
 
 
 async def complete(respond: Respond, turn: Turn) -> Completion:
-    """Run one turn to its end and fold its events."""
+    """Run one turn to its end and return its Completion."""
     return fold([event async for event in respond(turn)])
 
 

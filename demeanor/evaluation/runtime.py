@@ -1,4 +1,4 @@
-"""What app.py hands to evaluation: stacks that answer, and the few services of rooms that evaluation does not import.
+"""What app.py gives to evaluation: stacks that answer, and services of packages that evaluation does not import.
 
 Evaluation imports neither model nor engine, so it measures what is served; tests pass scripted runtimes.
 """
@@ -28,11 +28,11 @@ class Runtime(Protocol):
     def stack(self) -> Stack: ...
 
     def respond(self, variant: Stack) -> Respond:
-        """The variant: its layers around its weights."""
+        """Return the variant: its layers around its weights."""
         ...
 
     def warm(self, stages: Collection[str]) -> None:
-        """Load the weights of several stages before anything waits for them."""
+        """Load the weights of several stages ahead of time."""
         ...
 
     def tools(self) -> Mapping[str, RunnableTool]:
@@ -41,17 +41,17 @@ class Runtime(Protocol):
 
     @property
     def tool_set(self) -> Mapping[str, RunnableTool] | None:
-        """The same where they are not the usual ones; None: every tool of tools/."""
+        """The tools of this runtime if they are not the default; None: every tool of tools/."""
         ...
 
     @property
     def num_generations(self) -> int:
-        """Distinct model calls so far, those included that only confirmed a draft."""
+        """Number of distinct model calls so far, including those that only confirmed a draft."""
         ...
 
     @property
     def num_confirmed(self) -> int:
-        """Model calls whose answer an earlier answer had word for word."""
+        """Number of model calls whose draft, an earlier answer, was confirmed completely."""
         ...
 
     async def sample(self, variant: Stack, turn: Turn) -> Sampled:
@@ -79,13 +79,13 @@ class Connect(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """What evaluation may ask of the rest of the system."""
+    """Functions of the rest of the system that evaluation uses."""
 
     open: Callable[[Stack], Runtime]
     """A runtime of a stack, without its record and limits layers."""
     connect: Connect
     train: Callable[[Stack, Sequence[str]], None]
-    """Train a stack's stages (the named ones and their ancestors; none named: all) that have no weights yet."""
+    """Train stages of a stack that have no weights yet: the named ones and their ancestors, or all."""
     is_trained: Callable[[Stack, str], bool]
     training_curves: Callable[[Stack], dict[str, list[dict[str, Any]]]]
     """The metrics log of every stage that was trained here."""

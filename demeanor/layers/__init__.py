@@ -28,7 +28,7 @@ class Record(Protocol):
 
 
 class ToolServers(Protocol):
-    """Tools that come and go while they are served."""
+    """Tools that can appear and disappear while the stack is served (MCP servers)."""
 
     def tools(self) -> Mapping[str, RunnableTool]:
         """The tools that may be offered now, by the name that a model calls them by."""
@@ -41,7 +41,7 @@ async def _writable() -> None: ...
 
 
 async def everything(turn: Turn) -> Turn:
-    """A turn may be kept as it is."""
+    """Return the turn unchanged: all of it may be stored."""
     return turn
 
 
@@ -50,13 +50,13 @@ def _unranked(texts: Sequence[str], how: Any) -> Callable[[str], Sequence[int]]:
 
 
 def no_limits(address: str, maxima: Maxima, allow_when_away: bool) -> Reservations:
-    """Refuse a store of limits: whoever composes these layers has none."""
+    """Raise: these layers were composed without a store for limits."""
     raise DemeanorError(f"limits: nothing here opens {address}")
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What the stack gives to every layer; `shared` is state that all variants of one served stack share."""
+    """What every layer gets from the stack. `shared` is state that all variants of one served stack share."""
 
     root: Path  # folder of the stack file
     clock: Callable[[], float]  # monotonic seconds
@@ -77,14 +77,14 @@ class Kit:
     connect: Callable[[str, str, str | None, float], Respond] | None = None
     """Address, model, environment variable of the key (None: no key) and longest time (s) of another model."""
     kept: Callable[[Turn], Awaitable[Turn]] = everything
-    """What of a request may be kept: the turn without what the layers of its stack hide; `compose` sets it."""
+    """What may be stored of a request: the turn without what its layers hide. `compose` sets it."""
 
 
 def compose(layers: Sequence[tuple[Spec, ModuleType]], inner: Respond, kit: Kit) -> Respond:
     """Wrap `inner` in layers given outermost first, so that a request passes them in that order.
 
-    A layer with an `around_model` also stands right around the model, inside of all others. A layer with a `kept` says
-    what of a request may be kept, wherever it stands.
+    A layer with `around_model` also wraps the model directly, inside all other layers. A layer with `kept` decides what of a
+    request may be stored, wherever it is in the order.
     """
     hiding = [module.kept(spec, kit) for spec, module in layers if hasattr(module, "kept")]
 
@@ -123,7 +123,7 @@ class Meter:
 
 
 class Outside:
-    """Inner events; the meter is paused while the next one is awaited."""
+    """Yield inner events and pause the meter while waiting for the next one."""
 
     def __init__(self, events: AsyncIterator[Event], meter: Meter) -> None:
         self._events, self._meter = events, meter
@@ -171,7 +171,7 @@ def timed(by: str, body: Body, inner: Respond, clock: Callable[[], float]) -> Re
 
 
 async def close(events: AsyncIterator[Event]) -> None:
-    """Close an answer that is not read any further, so that its engine slot is free at once."""
+    """Close an answer that will not be read to its end, so that its engine slot is free at once."""
     aclose = getattr(events, "aclose", None)
     if aclose is not None:
         await aclose()

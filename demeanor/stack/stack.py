@@ -97,7 +97,7 @@ class Stack:
         return parents(self.spec)[name]
 
     def roles(self, name: str) -> dict[str, str]:
-        """Return frozen ancestors of a stage by role; a role that is not named is the parent."""
+        """Return the frozen ancestors of a stage by role; a role without a declared stage is the parent."""
         stage = self.stage(name)
         if not isinstance(stage, Stage):
             return {}
@@ -105,7 +105,7 @@ class Stack:
         return {role: stage.uses.get(role, self.parent(name)) for role in module.ROLES}
 
     def needs(self, name: str) -> dict[str, str]:
-        """Return the stages whose weights must exist before those of `name`, by their function."""
+        """Return the stages whose weights must exist before `name` can be trained, with their roles."""
         if name == "base":
             return {}
         stage = self.stage(name)
@@ -152,7 +152,7 @@ class Stack:
     # ---- identity ----
 
     def stage_key(self, name: str) -> str:
-        """Return a hash of all that determines the weights of `name`: settings, data, ancestors; not
+        """Return a hash of everything that determines the weights of `name`: settings, data and ancestors, but no
         labels."""
         if name not in self.keys:
             self.keys[name] = self._stage_key(name)
@@ -227,10 +227,10 @@ class Stack:
         return {"online": {name: value for name, value in found.items() if value}}
 
     def key(self) -> str:
-        """Return a hash of all that can change an answer of this variant, the content of named files
-        included.
+        """Return a hash of everything that can change an answer of this variant, with the content of its
+        files.
 
-        Computed once: files that change afterwards belong to the next `load`.
+        It is computed once; files that change later take effect with the next `load`.
         """
         if not self._key:
             self._key.append(self._compute_key())
@@ -480,7 +480,7 @@ def load(
 
 
 ONLINE_FILES = {"prompts", "ptx", "rollouts"}
-"""Fields of an online stage that count otherwise than by their values."""
+"""Fields of an online stage that do not enter its key by their values."""
 
 
 def reward_stages(stage: OnlineStage) -> list[str]:
@@ -532,7 +532,7 @@ def plain(spec: Spec, drop: set[str] | frozenset[str] = frozenset()) -> dict[str
 
 
 OF_OPERATION = {"key_env", "timeout_s", "total_s", "retries", "name", "first_s", "breaker", "retry_budget"}
-"""Settings of upstreams that say when one is asked, not what it answers."""
+"""Settings of upstreams that decide when one is used, but do not change its answers."""
 
 
 def _remote(base: Remote) -> dict[str, Any]:

@@ -87,12 +87,12 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 """What the navigation shows: every page of docs/ once; `python` is made of docstrings, README is the first page of docs/."""
 
 MODULES: dict[str, str] = {
-    "demeanor.api": "What `import demeanor` offers",
+    "demeanor.api": "Functions of `import demeanor`",
     "demeanor.stack.stack": "The stack",
-    "demeanor.core.types": "What flows: messages, turns, events, completions",
-    "demeanor.layers": "Layers of your own",
-    "demeanor.evaluation.runtime": "What an evaluation runs on",
-    "demeanor.objectives": "Objectives of your own",
+    "demeanor.core.types": "Data types: messages, turns, events, completions",
+    "demeanor.layers": "Write a layer",
+    "demeanor.evaluation.runtime": "Services for evaluation",
+    "demeanor.objectives": "Write an objective",
     "demeanor.model.tensors": "Batches of token trees",
     "demeanor.core.errors": "Errors",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import typer
 from safetensors import SafetensorError
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
+from demeanor.cli.examples import EXAMPLES
 from demeanor.cli.options import file_name
 from demeanor.cli.tables import columns
 from demeanor.core import registry
@@ -42,6 +44,20 @@ def verbs(command: Any) -> list[tuple[str, ...]]:
 def test_every_verb_explains_itself(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == 0
     assert " ".join(["Usage: demeanor", *words]) in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_every_verb_ends_with_an_example_that_can_be_parsed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = dict(commands())
+    leaves = [words for words, command in found.items() if not getattr(command, "commands", {})]
+    assert set(EXAMPLES) == {" ".join(words) for words in [*leaves, ("tour",)]}
+    for verb, rest in each(EXAMPLES.items()):
+        words = verb.split()
+        given = repeated([*words, *shlex.split(rest)])[len(words) :]
+        found[tuple(words)].make_context(verb, given).close()
+    assert main(["turns", "list", "--help"]) == 0
+    assert f"Example: demeanor turns list {EXAMPLES['turns list']}" in capsys.readouterr().out
 
 
 def test_no_help_waits_for_torch() -> None:
