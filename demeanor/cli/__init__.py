@@ -34,7 +34,7 @@ from demeanor.cli import (
     tools,
     tour,
 )
-from demeanor.cli.examples import with_examples
+from demeanor.cli.examples import in_panels, with_examples
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.core.table import visible
@@ -118,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code; an error is one clear text on stderr."""
     given = list(sys.argv[1:] if words is None else words)
     try:
-        command = with_examples(bounded(typer.main.get_command(app)))
+        command = in_panels(with_examples(bounded(typer.main.get_command(app))))
         code = command.main(args=repeated(given), prog_name="demeanor", standalone_mode=False)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # under torchrun
             from demeanor.training.parallel import leave

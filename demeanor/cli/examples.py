@@ -1,12 +1,32 @@
-"""An example of every verb, printed at the end of its `--help`.
+"""What help shows beside options: the verbs in groups, and an example at the end of the help of every verb.
 
-In: the words of a verb. Out: a command line that works in a folder where `demeanor init my-desk` was run. It knows no options.
+In: the command line as typer built it. Out: the same with panels and epilogs. Examples are for a folder where `demeanor init my-desk` was
+run. It knows no options.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+PANELS = {
+    "Start": ("demo", "tour", "init", "explain"),
+    "Train": ("data", "train", "samples", "runs", "seeds", "export"),
+    "Run": ("chat", "serve", "keys", "index", "prompt", "tools", "policy"),
+    "Measure": (
+        "suites",
+        "eval",
+        "attribute",
+        "frontier",
+        "diagnose",
+        "gate",
+        "duel",
+        "judge",
+        "logs",
+        "report",
+    ),
+    "Learn from use": ("turns", "replay", "experiments", "label", "prefs", "store"),
+}
+"""The verbs by task, in the order of `demeanor --help` and of docs/cli.md."""
 STACK = "my-desk/stack.yaml"
 EXAMPLES = {
     "replay": f"{STACK} --model harbour-desk:sft --limit 20",
@@ -89,6 +109,15 @@ EXAMPLES = {
     "turns route": f"{STACK} --limit 20",
 }
 """The words after a verb, by verb."""
+
+
+def in_panels(command: Any) -> Any:
+    """The command, with its verbs in the groups and the order of PANELS."""
+    for panel, verbs in PANELS.items():
+        for verb in verbs:
+            command.commands[verb].rich_help_panel = panel
+    command.commands = {verb: command.commands[verb] for verbs in PANELS.values() for verb in verbs}
+    return command
 
 
 def with_examples(command: Any, words: tuple[str, ...] = ()) -> Any:

@@ -15,7 +15,7 @@ import typer
 from safetensors import SafetensorError
 
 from demeanor.cli import MULTIPLE, RENAMED, app, main, repeated
-from demeanor.cli.examples import EXAMPLES
+from demeanor.cli.examples import EXAMPLES, PANELS
 from demeanor.cli.options import file_name
 from demeanor.cli.tables import columns
 from demeanor.core import registry
@@ -58,6 +58,17 @@ def test_the_help_of_every_verb_ends_with_an_example_that_can_be_parsed(
         found[tuple(words)].make_context(verb, given).close()
     assert main(["turns", "list", "--help"]) == 0
     assert f"Example: demeanor turns list {EXAMPLES['turns list']}" in capsys.readouterr().out
+
+
+def test_help_shows_every_verb_once_in_the_group_of_its_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sorted(verb for verbs in PANELS.values() for verb in verbs) == sorted(COMMANDS.commands)
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [shown.index(f" {panel} ") for panel in PANELS] == sorted(
+        shown.index(f" {panel} ") for panel in PANELS
+    )
+    page = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert [panel for panel in PANELS if f"\n### {panel}\n" not in page] == []
 
 
 def test_no_help_waits_for_torch() -> None:
