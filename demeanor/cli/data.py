@@ -64,7 +64,7 @@ def _source(
 
 @app.command()
 def show(
-    source: Annotated[str, typer.Argument(metavar="SOURCE|STACK.yaml", help=f"A stack, or: {SOURCE}")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE|STACK.yaml", help=f"A stack, or rows: {SOURCE}")],
     stage: Annotated[
         list[str] | None,
         typer.Option(metavar="STAGE", help="This stage of the stack only (repeatable)."),
