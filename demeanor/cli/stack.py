@@ -155,7 +155,7 @@ def train(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compile", help="torch.compile the layers: starts 15 s later, then runs 15-20% faster."
+            "--compile", help="Use torch.compile: starts about 15 s later, then steps are 14-22% shorter."
         ),
     ] = False,
     dtype: TrainingFormat = "auto",
