@@ -1,4 +1,4 @@
-"""The offline training loop, and the gradient of one optimizer step. The only place with `optimizer.step()`.
+"""The offline training loop, and the gradient of one optimizer step. Online stages step in online.py.
 
 In: a model, a forward function, a loss, a schedule of micro-batches. The gradient is (sum of losses) / (sum
 of counts) over micro-batches and processes, so accumulation, packing and the number of devices never change
