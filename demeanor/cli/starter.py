@@ -30,6 +30,7 @@ DOCUMENTS = ("opening.md", "hire.md", "trouble.md")
 MOST_UP = 2
 WANTED = "files that end with .md, .txt, .html, .pdf, .docx or .jsonl"
 LOCAL = ("127.0.0.1", "localhost", "::1")
+PORT = 8000  # of `serve`
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def plan(folder: Path, wish: Wish) -> Plan:
     values["TRAIN"] = "      - run: demeanor train stack.yaml\n" if trains else ""
     values["ENV"] = _secret(wish)
     values["STEPS"] = _fill(_read(f"steps_{kind}.txt"), values).rstrip("\n")
+    values |= {"PORT": str(_port(wish)), "ATPORT": _at_port(wish)}
     values["TRY"] = "\n".join(_commands(wish))
     values["MORE"] = _more(trains)
     text = {
@@ -245,9 +247,25 @@ def _commands(wish: Wish) -> list[str]:
         else 'demeanor chat stack.yaml --ask "A question?"              # one answer, and what each layer did',
         "demeanor eval stack.yaml                                  # every layer measured on suite.jsonl",
         f"demeanor gate stack.yaml --against {'@NAME@'}:base --rules gate.yaml",
-        "demeanor serve stack.yaml                                 # the chat page and the API",
+        f"{'demeanor serve stack.yaml' + _at_port(wish):57} # the chat page and the API",
     ]
     return lines
+
+
+def _port(wish: Wish) -> int:
+    """Where the stack is served: another port than that of a model server on this machine."""
+    try:
+        there = urlsplit(wish.model.partition("#")[0]) if wish.kind == "remote" else None
+        taken = there is not None and there.hostname in LOCAL and there.port == PORT
+    except ValueError:  # a port that is none; asking the model says so
+        taken = False
+    return PORT + 1 if taken else PORT
+
+
+def _at_port(wish: Wish) -> str:
+    """The option of `serve` for it."""
+    port = _port(wish)
+    return "" if port == PORT else f" --port {port}"
 
 
 def _more(trains: bool) -> str:

@@ -277,3 +277,27 @@ def test_every_command_of_the_readme_exists(tmp_path: Path, monkeypatch: pytest.
     verbs = {words[0] for words in each(commands(tmp_path / "desk" / "README.md"))}
     assert verbs == {"init", "explain", "chat", "eval", "gate", "serve", "prompt", "index", "keys", "turns"}
     assert "@" not in (tmp_path / "desk" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("http://127.0.0.1:8000/v1", 8001),
+        ("http://localhost:8080/v1", 8000),
+        ("https://api.example:8000/v1", 8000),
+    ],
+)
+def test_the_readme_serves_on_another_port_than_a_model_server_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, port: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", "desk", "--remote", f"{url}#m"]) == 0
+    readme = (tmp_path / "desk" / "README.md").read_text()
+    serving = [
+        line.split("#")[0].strip() for line in readme.splitlines() if line.startswith("demeanor serve")
+    ]
+    option = "" if port == 8000 else f" --port {port}"
+    assert {
+        line.removesuffix(" --watch").removesuffix(" --keys sqlite:///runs/keys.db") for line in each(serving)
+    } == {f"demeanor serve stack.yaml{option}"}
+    assert f"The chat page is at http://127.0.0.1:{port}," in readme
