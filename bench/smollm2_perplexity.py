@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import importlib.util
 import json
 import math
@@ -25,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.__main__ import ROOT
+from bench.llama_logits import LlamaFile
 from bench.smollm2_speed import found_model
 from demeanor.core.files import origin
 from demeanor.training.heldout import clustered
@@ -102,30 +102,9 @@ def ours(folder: Path, rows: list[list[int]]) -> tuple[list[float], int]:
 
 def theirs(path: Path, rows: list[list[int]], threads: int) -> tuple[list[float], int]:
     """The same of llama.cpp with a GGUF file."""
-    import llama_cpp as ll  # type: ignore[import-not-found,unused-ignore]
-    import numpy
-
-    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
-    ll.llama_log_set(quiet, None)
-    ll.llama_backend_init()
-    model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
-    vocabulary, n = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(model)), len(rows[0])
-    p = ll.llama_context_default_params()
-    p.n_ctx = p.n_batch = p.n_ubatch = max(n, 256)
-    p.n_threads = p.n_threads_batch = threads
-    context, batch, found = ll.llama_init_from_model(model, p), ll.llama_batch_init(n, 0, 1), []
-    for tokens in rows:
-        ll.llama_memory_seq_rm(ll.llama_get_memory(context), 0, 0, -1)
-        batch.n_tokens = n
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
-            batch.seq_id[i][0], batch.logits[i] = 0, True
-        if ll.llama_decode(context, batch):
-            raise SystemExit("llama_decode failed")
-        logits = numpy.ctypeslib.as_array(ll.llama_get_logits(context), shape=(n, vocabulary))
-        found.append(losses_of(torch.from_numpy(logits), tokens))
-    size = ll.llama_model_size(model)
-    return found, int(size)
+    file = LlamaFile(path)
+    reader = file.reader(len(rows[0]), threads)
+    return [losses_of(reader.read(tokens), tokens) for tokens in rows], file.num_bytes
 
 
 def ratio(a: list[float], b: list[float], tokens: int) -> list[float]:

@@ -5,7 +5,7 @@
 
 namespace {
 
-constexpr int64_t RESTS = 20;
+constexpr int64_t RESTS = 20, LONGEST_REST = 1000000000;  // times what was lost; nanoseconds
 
 struct Pool {
     int n = 1, active = 1;
@@ -80,9 +80,10 @@ struct Pool {
         work(0);
         barrier();
         // Somebody else has a core: whoever waits at a barrier waits for a turn of the scheduler. One thread is faster then, and says
-        // the same. Several are tried again when RESTS times what was lost has passed, so that trying costs little, and soon after a disturbance.
-        const int64_t lost = late.load(std::memory_order_relaxed);
-        resting_until = lost ? clock() + RESTS * lost : 0;
+        // the same. Several are tried again when RESTS times what was lost has passed, so that trying costs little, and after a second at
+        // the latest: a long call beside other work can lose seconds, and one thread for twenty times as long would be dearer.
+        const int64_t lost = late.load(std::memory_order_relaxed), rest = RESTS * lost;
+        resting_until = lost ? clock() + (rest < LONGEST_REST ? rest : LONGEST_REST) : 0;
     }
     void barrier(int of = 0) {
         uint32_t members = of ? of : n;
