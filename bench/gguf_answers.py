@@ -43,7 +43,7 @@ from demeanor.model.pages import PagedCache
 from demeanor.text import tokenizer
 from demeanor.training import gguf_folder
 
-QUESTIONS = Path(__file__).resolve().parents[1] / "shared" / "data" / "rasbt" / "instruction-data.json"
+QUESTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "rasbt" / "instruction-data.json"
 ROOM = 512  # tokens of a prompt and its answer
 OURS, EXACT = "demeanor", "exact"
 WHOLE, SINGLE, LONE, PLAIN = (
@@ -107,13 +107,13 @@ def ours(folder: Path, *, keep_groups: bool) -> Read:
     return read
 
 
-def answered(folder: Path, count: int, new: int) -> list[tuple[list[int], list[int]]]:
+def answered(folder: Path, questions: Path, count: int, new: int) -> list[tuple[list[int], list[int]]]:
     """Prompts and our greedy answers as tokens, by the engine."""
     spoken, model = tokenizer.load(folder), checkpoints.serving(folder)
     assert isinstance(model, Llama)
     engine = LocalEngine(model, spoken, max_context=ROOM)
     start, end = (spoken.special[x] for x in ("<|im_start|>", "<|im_end|>"))
-    rows = json.loads(QUESTIONS.read_text("utf-8"))[:count]
+    rows = json.loads(questions.read_text("utf-8"))[:count]
     said = [f"{row['instruction']} {row['input']}" for row in rows]
     prompts = [
         [
@@ -146,14 +146,16 @@ def contenders(path: Path, folder: Path, threads: int) -> dict[str, Read]:
     }
 
 
-def compared(path: Path, count: int, new: int, threads: int) -> tuple[dict[tuple[str, str], Pair], float]:
+def compared(
+    path: Path, questions: Path, count: int, new: int, threads: int
+) -> tuple[dict[tuple[str, str], Pair], float]:
     """A row for every pair, and the median gap of `exact` between its best two tokens."""
     found, near = {pair: Pair() for pair in PAIRS}, list[Tensor]()
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
         folder = Path(place) / "model"
         gguf_folder.write(path.resolve(), folder)
         readers = contenders(path, folder, threads)
-        for prompt, answer in answered(folder, count, new):
+        for prompt, answer in answered(folder, questions, count, new):
             rows = {
                 who: read([*prompt, *answer])[len(prompt) - 1 : -1].clone() for who, read in readers.items()
             }
@@ -197,6 +199,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", nargs="+", type=Path, help="GGUF files of a model that reads ChatML")
+    parser.add_argument(
+        "--questions", type=Path, default=QUESTIONS, help="JSON rows with instruction and input"
+    )
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer, at most")
     parser.add_argument("--threads", type=int, default=2)
@@ -205,15 +210,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     written: dict[str, Any] = {}
     for path in options.files:
-        found, median = compared(path, options.prompts, options.new, options.threads)
+        found, median = compared(path, options.questions, options.prompts, options.new, options.threads)
         print(f"{path.name}: the best token is {median:.2f} above the second at the median position")
         print(Table(HEAD, lines(found)))
         written[path.name] = {
             "median_gap": median,
-            "pairs": [
-                {"pair": names, **vars(pair), "rms": pair.rms}
-                for names, pair in found.items()
-            ],
+            "pairs": [{"pair": names, **vars(pair), "rms": pair.rms} for names, pair in found.items()],
         }
         about = {"prompts": options.prompts, "new": options.new, "threads": options.threads}
         write_json(

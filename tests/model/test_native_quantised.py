@@ -114,6 +114,27 @@ def test_the_whole_forward_is_near_the_unpacked_one(format: GroupFormat, tied: b
 
 
 @pytest.mark.parametrize("format", GROUP_FORMATS)
+def test_the_best_token_is_that_of_the_unpacked_weights_unless_two_are_near(format: GroupFormat) -> None:
+    """What rounding rows moves is noise of a few per cent of the logits' spread; a best token further ahead stays."""
+    ours = model(format)
+    asked = tokens(100, seed=3)
+    found = native.Native(ours, PagedCache(ours.config, 1, 128)).forward(
+        asked, [0] * 100, range(100), range(100)
+    )
+    plain = dequantised(ours)
+    assert isinstance(plain, Llama)
+    wanted = native.Native(plain, PagedCache(ours.config, 1, 128)).forward(
+        asked, [0] * 100, range(100), range(100)
+    )
+    noise, spread = (found.logits_RV - wanted.logits_RV).std(), wanted.logits_RV.std()
+    assert 0 < noise <= 0.05 * spread
+    best = wanted.logits_RV.topk(2).values
+    ahead = best[:, 0] - best[:, 1] > 0.2 * spread
+    assert 30 <= int(ahead.sum()) < 100
+    assert torch.equal(found.best_R[ahead], wanted.best_R[ahead])
+
+
+@pytest.mark.parametrize("format", GROUP_FORMATS)
 def test_a_row_has_the_same_bits_alone_in_chunks_and_among_others(format: GroupFormat) -> None:
     ours = model(format)
     held = native.Native(ours, PagedCache(ours.config, 40, 64))
