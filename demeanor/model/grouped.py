@@ -142,12 +142,31 @@ def joined(parts: Sequence[Grouped], join: Callable[..., Tensor]) -> Grouped:
     )
 
 
+PANELS_AT_ONCE = 128
+"""So many are laid out together: a head of 50,000 outputs would otherwise be in memory four times for a moment."""
+
+
 def group_panels(matrix: Grouped, outputs: int) -> Tensor:
     """Return the bytes (O / outputs, G, size) that kernels/quantised.h reads; O is a multiple of `outputs`.
 
     A panel holds for each group: scales, minima, then for each step of 4 inputs 4 unsigned bytes of every output;
     with 4 bits step s is in the low half of a byte and step s + 4 in its high half.
     """
+    layout, (panels, G) = (
+        LAYOUTS[matrix.format],
+        (len(matrix.packed_OB) // outputs, matrix.scales_OG.shape[1]),
+    )
+    size = outputs * (GROUP * layout.bits // 8 + 2 * (1 + layout.minima))
+    found = torch.empty(panels, G, size, dtype=torch.uint8)
+    for first in range(0, panels, PANELS_AT_ONCE):
+        rows = slice(first * outputs, (first + PANELS_AT_ONCE) * outputs)
+        minima = None if matrix.minima_OG is None else matrix.minima_OG[rows]
+        part = Grouped(matrix.format, matrix.packed_OB[rows], matrix.scales_OG[rows], minima)
+        found[first : first + PANELS_AT_ONCE] = _panels(part, outputs)
+    return found
+
+
+def _panels(matrix: Grouped, outputs: int) -> Tensor:
     layout, G = LAYOUTS[matrix.format], matrix.scales_OG.shape[1]
     if layout.bits == 8:
         unsigned = _in_groups(matrix.packed_OB).view(torch.uint8) ^ 128  # from two's complement: + 128

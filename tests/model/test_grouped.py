@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from demeanor.core.errors import CheckpointError
+from demeanor.model import grouped
 from demeanor.model.grouped import (
     GROUP,
     GROUP_FORMATS,
@@ -17,6 +18,7 @@ from demeanor.model.grouped import (
     from_blocks,
     from_integers,
     from_tensors,
+    group_panels,
     group_rounded,
 )
 
@@ -147,3 +149,14 @@ def test_blocks_of_gguf_are_another_order_of_the_same_numbers(format: GroupForma
     again = from_blocks(format, stored)
     assert torch.equal(again.dequantised(), held.dequantised())
     assert torch.equal(again.packed_OB, held.packed_OB)
+
+
+@pytest.mark.parametrize("format", GROUP_FORMATS)
+def test_panels_do_not_depend_on_how_many_are_laid_out_together(
+    format: GroupFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = group_rounded(matrix(7 * 16, 72), format)
+    at_once = group_panels(held, 16)
+    assert len(at_once) == 7
+    monkeypatch.setattr(grouped, "PANELS_AT_ONCE", 3)
+    assert torch.equal(group_panels(held, 16), at_once)
