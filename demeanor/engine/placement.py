@@ -129,9 +129,11 @@ def slots_that_fit(
 ) -> int:
     """Return how many sequences' keys and values a GPU's free memory holds, `num_slots` at most; on a CPU memory is taken as
     it is used. Raises EngineError if it holds none beside the one slot for hidden states."""
-    if not isinstance(model, Llama) or model.head().device.type != "cuda":
+    if (
+        not isinstance(model, Llama) or model.model.norm.weight.device.type != "cuda"
+    ):  # a head in groups would be unpacked
         return num_slots  # what runs through transformers takes memory as it goes on
-    free, _ = torch.cuda.mem_get_info(model.head().device)
+    free, _ = torch.cuda.mem_get_info(model.model.norm.weight.device)
     dtype = model.head().dtype if cache_format == "fp32" else DTYPES[cache_format]
     return fitting(free, model.config, dtype.itemsize, num_slots, max_tokens)
 

@@ -14,7 +14,7 @@ from demeanor.core.types import Decoding
 from demeanor.engine import forward, placement
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.model import checkpoints, native
-from demeanor.model.grouped import group_rounded
+from demeanor.model.grouped import Grouped, group_rounded
 from demeanor.model.grouped_modules import grouped_matrices, keep_grouped
 from demeanor.model.llama import KVCache, Llama
 from demeanor.stack.schema import ModelShape
@@ -109,6 +109,20 @@ def test_slots_are_as_many_as_a_gpus_free_memory_holds() -> None:
     with pytest.raises(EngineError, match=r"weights\.cache to bf16.*weights\.device to cpu"):
         placement.fitting(2 * one, config, 4, 32, 64)
     assert placement.slots_that_fit(policy(), 32, 64) == 32
+
+
+@pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
+def test_an_engine_unpacks_no_matrix_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unpacked head of 50,000 tokens and its copies would take 230 MB for a moment."""
+    model = policy()
+    for name, weight in list(model.named_parameters()):
+        if weight.ndim == 2:
+            keep_grouped(model, name, group_rounded(weight, "q8_0"))
+    monkeypatch.setattr(Grouped, "dequantised", lambda _: pytest.fail("a matrix was unpacked"))
+    engine = LocalEngine(model, ByteTokenizer(), max_context=64)
+    (pieces,) = engine.generate([Request((5, 6, 7), Decoding(temperature=0, max_tokens=3))])
+    engine.close()
+    assert len(pieces) == 3
 
 
 def test_the_models_own_shapes_are_measured_once_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
