@@ -15,6 +15,8 @@ import yaml
 import demeanor
 from demeanor import cli
 from demeanor.core import registry
+from demeanor.server.admission import Operations
+from demeanor.server.metrics import Metrics
 from demeanor.stack import schema, serving_schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,6 +221,22 @@ def test_every_scorer_and_its_settings_are_on_the_page_of_scorers(kind: str) -> 
     spec = registry.spec_of("demeanor.evaluation.scorers", kind)
     names = [field.alias or name for name, field in spec.model_fields.items()]
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_every_metric_is_on_the_page_of_serving() -> None:
+    page = (DOCS / "serving.md").read_text().split("\n## Metrics\n")[1].split("\n## ")[0]
+    series = re.findall(r"^# TYPE (\w+) ", Metrics(Operations()).text().decode(), re.M)
+    assert len(series) > 15
+    assert [name for name in series if f"`{name}" not in page] == []
+
+
+def test_every_error_code_is_on_the_page_of_the_api() -> None:
+    """All but those of the labelling page and of a status that has no code of its own."""
+    page = (DOCS / "api.md").read_text().split("\n## Errors\n")[1].split("\n## ")[0]
+    files = [path for path in (ROOT / "demeanor").rglob("*.py") if path.name != "labelling.py"]
+    codes = {code for path in files for code in re.findall(r'\bcode="([a-z_]+)"', path.read_text())}
+    assert len(codes) > 30
+    assert sorted(code for code in codes - {"http_error"} if f"`{code}`" not in page) == []
 
 
 def test_python_examples_use_what_the_api_has() -> None:
