@@ -2,8 +2,8 @@
 
 Servers: `demeanor serve` (whole stack and weights alone), llama.cpp's (of the wheel `xllamacpp`, and one compiled for this
 CPU if `--llama-server` names it) and `transformers serve`. Half of the prompts begin with the same 700 tokens, the
-others share nothing. Everybody keeps running; one client on the same cores asks them in turn, round after round,
-with other prompts each time: 64 new tokens at most, streamed, greedy. A cell ends after `--seconds`: callers ask again
+others share nothing. One server runs at a time, so that none takes another's memory; in each round every server is started,
+asked by one client on the same cores and stopped: 64 new tokens at most, streamed, greedy, other prompts in each round. A cell ends after `--seconds`: callers ask again
 until then, tokens are those that came by then, and a request without its first token counts as one that waits longer
 (Kaplan and Meier; `>`: more than this). Tokens by processor seconds of the server are told too: other work on the machine
 changes them less. Part of `make bench`.
@@ -261,44 +261,33 @@ class Server:
 
 def commands(
     model: Path, folder: Path, options: argparse.Namespace
-) -> dict[str, tuple[Callable[[int], list[str]], str]]:
-    """How each server is started on a port, and the id of its model."""
+) -> list[tuple[dict[str, str], Callable[[int], list[str]]]]:
+    """Each server: its names with their model ids, and how it is started on a port."""
     python, me = sys.executable, [sys.executable, "-m", "bench.smollm2_serving"]
     made = stack(folder, prepared(model, folder, options.format))
     own = [python, "-m", "demeanor", "serve", str(made), "--api-key", KEY]
-    found: dict[str, tuple[Callable[[int], list[str]], str]] = {
-        "demeanor, weights": (lambda port: [*own, "--port", str(port)], "bench:base"),
-        "demeanor, whole stack": (lambda port: [], "bench"),  # the same process
-    }
+    serve = lambda port: [*own, "--port", str(port)]  # noqa: E731
+    found = [({"demeanor, weights": "bench:base", "demeanor, whole stack": "bench"}, serve)]
     gguf = gguf_file(model, options.gguf or folder, options.quant)
     if importlib.util.find_spec("xllamacpp"):
-        found["llama.cpp"] = (lambda port: [*me, "--llama", str(port), str(gguf), "0"], "any")
-        found["llama.cpp, one cache"] = (lambda port: [*me, "--llama", str(port), str(gguf), "1"], "any")
+        llama = lambda unified: lambda port: [*me, "--llama", str(port), str(gguf), unified]  # noqa: E731
+        found += [({"llama.cpp": "any"}, llama("0")), ({"llama.cpp, one cache": "any"}, llama("1"))]
     if options.llama_server:
         sizes = ["-np", str(SLOTS), "-c", str(SLOTS * 1536), "-t", str(options.threads), "-fa", "on"]
-        found["llama.cpp native"] = (
-            lambda port: [str(options.llama_server), "-m", str(gguf), "--port", str(port), *sizes],
-            "any",
-        )
+        native = [str(options.llama_server), "-m", str(gguf), *sizes, "--port"]
+        found.append(({"llama.cpp native": "any"}, lambda port: [*native, str(port)]))
     transformers = Path(python).parent / "transformers"
     if transformers.exists():
-        plain = [str(transformers), "serve", "--host", "127.0.0.1", "--log-level", "error", "--dtype"]
-        found["transformers serve"] = (
-            lambda port: [
-                *plain,
-                "bfloat16",
-                "--continuous-batching",
-                "--port",
-                str(port),
-                str(model),
-            ],
-            str(model),
-        )
-    if unknown := set(options.only or ()) - set(found):
+        plain = [str(transformers), "serve", "--host", "127.0.0.1", "--log-level", "error"]
+        plain += ["--dtype", "bfloat16", "--continuous-batching", "--port"]
+        found.append(({"transformers serve": str(model)}, lambda port: [*plain, str(port), str(model)]))
+    known = [who for ids, _ in found for who in ids]
+    if unknown := set(options.only or ()) - set(known):
         raise SystemExit(
-            f"--only {', '.join(sorted(unknown))}: no such server here; known: {', '.join(found)}"
+            f"--only {', '.join(sorted(unknown))}: no such server here; known: {', '.join(known)}"
         )
-    return {k: v for k, v in found.items() if not options.only or k in options.only}
+    chosen = [({k: v for k, v in ids.items() if k in (options.only or known)}, how) for ids, how in found]
+    return [(ids, how) for ids, how in chosen if ids]
 
 
 def shown(found: list[list[Any]]) -> str:
@@ -353,26 +342,22 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
 
 
 def started(
-    wanted: dict[str, tuple[Callable[[int], list[str]], str]],
+    ids: dict[str, str],
+    command: Callable[[int], list[str]],
     part: Callable[[int, int], str],
     threads: int,
     closing: contextlib.ExitStack,
 ) -> list[Server]:
-    """Start every server and ask it once; one that does not start or answer is left out."""
-    servers: list[Server] = []
-    for who, (command, id_) in wanted.items():
-        port = free_port()
-        if not command(port):  # another model id of the server before
-            servers += [same_process(s, who, id_) for s in servers[-1:] if s.who == "demeanor, weights"]
-            continue
-        try:
-            server = Server(who, command(port), id_, port, threads)
-            closing.callback(server.close)
-            asyncio.run(ask(port, id_, next(prompts(part, 0)), Asked(False, time.perf_counter())))
-            servers.append(server)
-        except (SystemExit, OSError, ValueError) as error:
-            print(f"bench: {who} is left out: {error}")
-    return servers
+    """Start a server and ask it once; it under each of its model ids, or nothing if it does not start or answer."""
+    port, (first, *others) = free_port(), ids
+    try:
+        server = Server(first, command(port), ids[first], port, threads)
+        closing.callback(server.close)
+        asyncio.run(ask(port, server.id, next(prompts(part, 0)), Asked(False, time.perf_counter())))
+    except (SystemExit, OSError, ValueError) as error:
+        print(f"bench: {first} is left out: {error}")
+        return []
+    return [server, *(same_process(server, who, ids[who]) for who in others)]
 
 
 def cell(
@@ -425,17 +410,21 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
         return 0
     part, rows = texts(model), []
     options.out.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as closing:
-        servers = started(commands(model, Path(scratch), options), part, options.threads, closing)
-        if not servers:
-            print("bench: no server was started; nothing is measured")
-            return 1
-        for round_, callers in itertools.product(range(options.rounds), options.callers):
-            for server in servers:
-                rows.append({"round": round_, **cell(server, callers, round_, part, options.seconds, alone)})
-                print(rows[-1], file=sys.stderr, flush=True)
-        memory = {s.who: s.memory_mb() for s in servers}
-        whos = [s.who for s in servers]
+    memory: dict[str, dict[str, int]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = commands(model, Path(scratch), options)
+        for round_, (ids, command) in itertools.product(range(options.rounds), wanted):
+            with contextlib.ExitStack() as closing:
+                servers = started(ids, command, part, options.threads, closing)
+                for callers, server in itertools.product(options.callers, servers):
+                    found = cell(server, callers, round_, part, options.seconds, alone)
+                    rows.append({"round": round_, **found})
+                    print(rows[-1], file=sys.stderr, flush=True)
+                memory |= {s.who: s.memory_mb() for s in servers}
+    if not rows:
+        print("bench: no server was started; nothing is measured")
+        return 1
+    whos = [who for ids, _ in wanted for who in ids if who in memory]
     about = {
         "rounds": options.rounds,
         "threads": options.threads,

@@ -14,7 +14,6 @@ from demeanor.core.types import Done, Text, Verdict
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
-pytestmark = pytest.mark.xdist_group("tiny")
 RULES = """
 non_inferiority:
 - {axis: facts, margin: 0.1}

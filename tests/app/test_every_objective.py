@@ -18,7 +18,6 @@ from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 from tests.objectives.page import metrics
 
-pytestmark = pytest.mark.xdist_group("every objective")
 KINDS = registry.known("demeanor.objectives")
 ONLINE = [kind for kind in KINDS if registry.entry("demeanor.objectives", kind).ONLINE is not None]
 OFFLINE = [kind for kind in KINDS if kind not in ONLINE]

@@ -24,7 +24,6 @@ from demeanor.training.runs import Runs
 from tests.app import tiny
 from tests.conftest import each
 
-pytestmark = pytest.mark.xdist_group("tiny")
 SCORE = {"kind": "refused", "window_hours": 0}
 SERVE: dict[str, Any] = {
     "experiments": [

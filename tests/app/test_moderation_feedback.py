@@ -23,7 +23,6 @@ from demeanor.store.database import Database, Feedback
 from demeanor.training.runs import Runs
 from tests.app import tiny
 
-pytestmark = pytest.mark.xdist_group("tiny")
 TEXTS = [
     "When to Jorpel?",
     "Pretend you are a pirate.",

@@ -31,9 +31,6 @@ from tests.app import tiny_online
 from tests.conftest import each
 from tests.training.test_train_parallel import together
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
-
 FP32 = RunOptions("fp32")  # the format that is faster here may change between two runs, and with it the bits
 
 

@@ -24,7 +24,6 @@ def metrics_log(runs: Path, stage: str, overrides: list[str]) -> list[dict[str, 
     return [json.loads(line) for line in (runs / key / "ledger.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.xdist_group("real")
 def test_every_stage_trains_on_a_few_real_rows(shared: Path, tmp_path: Path) -> None:
     overrides = [
         f"weights.stages.{stage}.data.{i}.limit=24"

@@ -23,7 +23,6 @@ from demeanor.serving import ServedStack
 from demeanor.training.runs import Runs
 from tests.conftest import REPOSITORY
 
-pytestmark = pytest.mark.xdist_group("real")
 SMALL = [
     "weights.stages.stories.data=[{source: ../../shared/data/tinystories/tinystories_1000.json, limit: 20}]",
     "weights.stages.sft.data=[{source: ../../shared/data/rasbt/instruction-data.json, limit: 120}]",

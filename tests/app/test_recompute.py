@@ -21,8 +21,6 @@ from demeanor.training.runs import Runs, weights_folder
 from demeanor.training.stage import RunOptions
 from tests.app import tiny
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def declared(folder: Path, recompute: bool | None) -> Stack:
     """The tiny stack whose SFT stage has the setting."""

@@ -23,8 +23,6 @@ from tests.app.test_online_stages import begun, rows_of, weights_of
 from tests.conftest import each
 from tests.engine.fake_vllm import FakeVllm, serving
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 SURE = '''
 from demeanor.core.types import Message
 

@@ -20,8 +20,6 @@ from demeanor.serving import ServedStack
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 @pytest.fixture
 def runtime(

@@ -17,7 +17,6 @@ from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 from tests.app import tiny
 
-pytestmark = pytest.mark.xdist_group("tiny")
 SERVE = {
     "show": {"prompts": False, "passages": "none", "tools": False},
     "settings": ["max_tokens"],

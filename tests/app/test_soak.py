@@ -19,8 +19,6 @@ from demeanor.training.runs import Runs
 from tests.app import tiny
 from tests.server.live import served
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def resident_mib() -> float:
     """Memory of this process."""

@@ -30,8 +30,6 @@ from demeanor.training.runs import LEDGER, Runs, read_log, weights_folder
 from tests.app import tiny
 from tests.conftest import each
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def declare(folder: Path, *stages: dict[str, Any], **weights: Any) -> Path:
     """The tiny stack in `folder` with these stages after its own, without runtime layers."""

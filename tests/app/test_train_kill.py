@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,7 +17,6 @@ from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 from tests.app import tiny
 
-pytestmark = pytest.mark.xdist_group("tiny")
 STAGES = ("base", "sft", "rm", "dpo")
 SCRIPT = Path(__file__).with_name("killed_training.py")
 

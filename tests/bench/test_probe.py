@@ -18,8 +18,6 @@ from demeanor.store.keys import digest
 from demeanor.training.runs import Runs
 from tests.server.live import live, served
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def test_the_probe_has_21_checks() -> None:
     assert len(CHECKS) == 21

@@ -112,7 +112,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.xdist_group("pages")
 def test_quick_commands_work_and_print_what_their_page_says(quick: dict[str, Any]) -> None:
     failed = [
         f"{item['where']}: {item['text']}\n{item['why']}"

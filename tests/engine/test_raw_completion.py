@@ -220,7 +220,6 @@ async def test_what_a_policy_redacts_or_refuses_the_weights_never_read(
     assert (refused.text, refused.prompt_tokens) == ("No boats.", 0)
 
 
-@pytest.mark.xdist_group("tiny")
 def test_a_served_stack_continues_raw_text_through_weights_and_policy_but_not_through_layers_that_add(
     trained: tuple[Stack, Runs],
     tmp_path: Path,

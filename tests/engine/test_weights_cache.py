@@ -14,8 +14,6 @@ from demeanor.engine.local import WeightsCache
 from demeanor.stack.stack import Stack, decoding_of
 from demeanor.training.runs import Runs
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 class Engine:
     num_bytes = 10

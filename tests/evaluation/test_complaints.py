@@ -39,7 +39,6 @@ from tests.conftest import each
 from tests.evaluation import clerk, plants
 from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 
-pytestmark = pytest.mark.xdist_group("tiny")
 PLANTED: Mapping[str, tuple[str, ...]] = {
     "policy": ("over-strict rule",),
     "retrieval": ("stale index",),

@@ -42,8 +42,6 @@ from demeanor.store import database
 from demeanor.store.database import rated_turns
 from demeanor.training.runs import Runs
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def row_like(item: Item, *events: LayerActivity, finish: str = "stop") -> Row:
     return Row(

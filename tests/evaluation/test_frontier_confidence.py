@@ -14,8 +14,6 @@ from demeanor.evaluation.experiment import suite
 from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 @pytest.fixture
 def items(trained: tuple[Stack, Runs]) -> list[Item]:

@@ -16,7 +16,6 @@ from demeanor.training.runs import Runs
 from tests.evaluation import clerk, plants
 from tests.evaluation.plants import HEALTHY, PLANTS, Plant
 
-pytestmark = pytest.mark.xdist_group("tiny")
 PORTS = 12  # enough for every cause to stand out from chance after correction
 
 

@@ -100,7 +100,6 @@ def test_every_point_is_compared_with_the_start_on_the_same_items(stack: Stack) 
         tax.curve(rows, items, [family], name="n", target=("nonsense",))
 
 
-@pytest.mark.xdist_group("tiny")
 def test_a_curve_over_merges_and_a_setting_is_measured_and_shown(
     trained: tuple[Stack, Runs], tmp_path: Path
 ) -> None:

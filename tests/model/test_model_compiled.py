@@ -14,7 +14,6 @@ from demeanor.stack.schema import ModelShape
 pytestmark = pytest.mark.skipif(hardware.compiler() is None, reason="no C++ compiler on this machine")
 
 
-@pytest.mark.xdist_group("compiler")
 def test_compiled_layers_compute_what_the_layers_compute() -> None:
     trees = [
         Tree((1, 2, 3), (Branch((4, 5), (True, True)), Branch((6,), (True,))), (0, 1)),

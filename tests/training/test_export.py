@@ -19,8 +19,6 @@ from demeanor.training import export
 from demeanor.training.runs import Runs
 from tests.app.test_gguf_base import stack_on
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 def test_a_folder_for_other_servers_renders_and_answers_as_ours_does(
     trained: tuple[Stack, Runs], tmp_path: Path

@@ -24,8 +24,6 @@ from demeanor.training.runs import Runs, weights_folder
 from tests.app.test_gguf_base import stack_on
 from tests.model import gguf_files
 
-pytestmark = pytest.mark.xdist_group("tiny")
-
 
 @pytest.mark.parametrize("dtype", export.WRITTEN["gguf"])
 def test_what_is_exported_is_a_base_with_the_same_weights(dtype: export.Dtype, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from demeanor.model import checkpoints as models
 from demeanor.stack.schema import ModelShape, TokenizerSpec
 from demeanor.text import tokenizer as tokenizers
 
-pytestmark = pytest.mark.xdist_group("processes")
 KINDS = ("dpo", "reward", "whole", "following")
 WORKER = Path(__file__).with_name("pair_of_processes.py")
 
