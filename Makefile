@@ -38,10 +38,10 @@ flywheel: .venv/run  ## use becomes weights, measured: simulated labellers, rewa
 serve: .venv/run ## serve the demo assistant and its chat page on http://127.0.0.1:8000
 	@$(BIN)/demeanor serve stacks/demo/demo.yaml $(ARGS)
 
-# loadfile: what the tests of a file share is made once (xdist's groups do nothing with pytest 9.2).
+# loadfile: what the tests of a file share is made once (xdist's groups do nothing with pytest 9.2). Three workers for two cores: some tests wait.
 # PYTHONDONTWRITEBYTECODE is emptied: where it is set, every worker and child process would compile all of demeanor again
 test: .venv/dev  ## the default test suite; ends with the ten tests that took most processor time
-	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check: .venv/dev ## ruff, mypy --strict, import arrows
 	@$(BIN)/ruff format --check demeanor tests bench

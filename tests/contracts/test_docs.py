@@ -127,13 +127,16 @@ def test_every_module_of_bench_and_target_of_make_that_a_page_names_exists(page:
     assert [name for name in targets if not re.search(rf"^{name}:", makefile, re.M)] == []
 
 
+COMMANDS = typer.main.get_command(cli.app)
+
+
 @name_of
 def test_every_command_that_a_page_names_exists_with_its_options(page: Path) -> None:
     wrong = []
     for words in commands(page):
         if words[0] in ("VERB", "demeanor"):
             continue
-        command = typer.main.get_command(cli.app)
+        command = COMMANDS
         while hasattr(command, "commands") and words and words[0] in command.commands:
             command, words = command.commands[words[0]], words[1:]
         options = {name for p in command.params for name in p.opts} | {"--help"}

@@ -236,6 +236,6 @@ def test_hostile_texts_are_drawn_in_bounded_time_and_size(page: Browser) -> None
             return [took, made.querySelectorAll("*").length, deep];""",
             text=text,
         )
-        assert took_ms < 5000, name  # linear ones take far less; a quadratic one takes minutes
+        assert took_ms < 20_000, name  # linear ones take far less; a quadratic one takes minutes
         assert nodes < 150_000, name
         assert deep < 150, name
