@@ -1,6 +1,6 @@
 """Greedy answers of a GGUF file here and in llama.cpp: where they differ, and whether rounding explains it.
 
-    python -m bench.gguf_answers FILE.gguf... [--prompts 24] [--new 48]     # in bench/.venv
+    python -m bench.gguf_answers FILE.gguf... [--prompts 32] [--new 48]     # in bench/.venv
 
 We answer real instructions greedily from the file's own blocks. Then everybody reads the same prompts and answers, and the logits at
 each token of an answer are compared, so an answer is equal in two columns exactly if no best token differs. `exact`: the fp32 matrices
@@ -202,7 +202,7 @@ def main() -> int:
     parser.add_argument(
         "--questions", type=Path, default=QUESTIONS, help="JSON rows with instruction and input"
     )
-    parser.add_argument("--prompts", type=int, default=24)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer, at most")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/gguf-answers.json"))
