@@ -38,6 +38,14 @@ def test_rates_are_loss_tokens_per_second_share_of_peak_and_time_left() -> None:
         assert watch.rates() == "mean loss 2.0000  2,500 tokens/s  25% of peak  3:16 left"
 
 
+def test_a_peak_that_was_measured_beside_other_work_is_not_shown_as_one() -> None:
+    watch, clock, _ = shown()
+    with watch.running(100, 0, peak_flops=100.0):
+        clock.now_s += 4.0
+        watch.update(2, 2.0, tokens=10_000, flops=500.0)  # 125 FLOP/s, more than the peak
+        assert watch.rates() == "mean loss 1.0000  2,500 tokens/s  3:16 left"
+
+
 def test_a_loop_may_show_something_else_than_the_loss() -> None:
     watch, clock, _ = shown()
     with watch.running(100, 0, peak_flops=1000.0):
