@@ -129,11 +129,14 @@ def _invisible(c: str) -> bool:
 
 
 Tone: TypeAlias = Literal["", "up", "down", "flat"]
-Output: TypeAlias = Literal["page", "markdown", "terminal"]
-PAGE: tuple[Output, ...] = ("page",)
-WRITTEN: tuple[Output, ...] = ("page", "markdown")
+Output: TypeAlias = Literal["screen", "paper", "markdown", "terminal"]
+SCREEN: tuple[Output, ...] = ("screen",)
+PAPER: tuple[Output, ...] = ("paper",)
+PAGE: tuple[Output, ...] = (*SCREEN, *PAPER)
+"""The HTML page, on a screen and printed."""
+WRITTEN: tuple[Output, ...] = (*PAGE, "markdown")
 TERMINAL: tuple[Output, ...] = ("terminal",)
-NOT_PAGE: tuple[Output, ...] = ("markdown", "terminal")
+NOT_SCREEN: tuple[Output, ...] = (*PAPER, "markdown", "terminal")
 
 
 @dataclass(frozen=True, slots=True)

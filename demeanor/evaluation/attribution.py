@@ -18,8 +18,9 @@ import numpy as np
 from demeanor.core.errors import DataError, UsageError, unknown
 from demeanor.core.table import (
     NONE,
-    NOT_PAGE,
+    NOT_SCREEN,
     PAGE,
+    SCREEN,
     Block,
     Figure,
     Fold,
@@ -432,8 +433,8 @@ def section(found: Attribution) -> Section:
             Fold(
                 "Items that changed",
                 (
-                    OnlyFor(PAGE, (_changed_table(changed, None),)),
-                    OnlyFor(NOT_PAGE, (_changed_table(changed, IDS),)),
+                    OnlyFor(SCREEN, (_changed_table(changed, None),)),
+                    OnlyFor(NOT_SCREEN, (_changed_table(changed, IDS),)),
                 ),
             ),
         ),

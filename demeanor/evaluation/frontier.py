@@ -22,8 +22,8 @@ from demeanor.core.errors import ContextError, DataError, DemeanorError
 from demeanor.core.long_text import Folded
 from demeanor.core.table import (
     NONE,
-    NOT_PAGE,
-    PAGE,
+    NOT_SCREEN,
+    SCREEN,
     Block,
     BlockGroup,
     Figure,
@@ -455,8 +455,8 @@ async def _measure(
 
 # ---- what a person reads ----
 
-TAXES = 3
-"""Lost items that the terminal and Markdown show of each point."""
+TAXES, LOST_IDS = 3, 40
+"""Lost items that the terminal, Markdown and paper show of each point, with their answers and as ids alone."""
 POINTS = ("", "safe answered", "unsafe refused", "capability")
 
 
@@ -615,9 +615,16 @@ def _lost(p: Point) -> list[Block]:
     """The items that were right before this point and are wrong now, with both answers where they were kept."""
     title = f"{p.label}: {plural(len(p.lost), 'item')} right before and wrong now"
     if not p.tax:
-        return [Fold(title, (Paragraph(first_of(p.lost, len(p.lost))),))]
+        ids = (Paragraph(first_of(p.lost, most)) for most in (len(p.lost), LOST_IDS))
+        return [Fold(title, tuple(map(OnlyFor, (SCREEN, NOT_SCREEN), zip(ids))))]
     rows = tuple((t.item_id, t.question, t.before, t.now) for t in p.tax)
     table, few = (
         Table(("item", "question", "before", "now"), some, text=(0, 1, 2, 3)) for some in (rows, rows[:TAXES])
     )
-    return [Fold(title, (OnlyFor(PAGE, (table,)), OnlyFor(NOT_PAGE, (few,))))]
+    left = len(rows) - TAXES
+    more = (
+        (Paragraph(f"{plural(left, 'more item')} in the page, not printed here.", "note"),)
+        if left > 0
+        else ()
+    )
+    return [Fold(title, (OnlyFor(SCREEN, (table,)), OnlyFor(NOT_SCREEN, (few, *more))))]

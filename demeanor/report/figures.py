@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from markupsafe import Markup, escape
@@ -18,6 +19,7 @@ from demeanor.evaluation.ladder_sentences import delta_sentence, shade
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals, is_firm, mean_text
 from demeanor.evaluation.tax import TaxFamily
+from demeanor.report import labels as placing
 
 Scale: TypeAlias = Callable[[float], float]
 Attribute: TypeAlias = str | int | float | None
@@ -59,6 +61,41 @@ def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start"
     return el("text", words, x=x, y=y, class_=class_ or None, text_anchor=anchor)
 
 
+def name(x: float, y: float, words: str, room: float, class_: str = "", anchor: str = "start") -> Markup:
+    """A name at a place, shortened to the room there is; the whole of it is its tooltip."""
+    shown = placing.fit(visible(words), room)
+    drawn = text(x, y, shown, class_, anchor)
+    return drawn if shown == words else el("g", el("title", words), drawn)
+
+
+def pinned(
+    width: float, height: float, left: float, names: Sequence[Markup], marks: Sequence[Markup], label: str
+) -> Markup:
+    """A chart in two pictures: the names of its rows, which stay in sight where the chart is moved sideways, and its marks."""
+    share = 100 * left / width
+    return el(
+        "div",
+        el(
+            "svg",
+            *names,
+            viewBox=f"0 0 {left:g} {height:g}",
+            role="img",
+            aria_label=f"{label}: names of the rows",
+            width=f"{share:.3f}%",
+            class_="names",
+        ),
+        el(
+            "svg",
+            *marks,
+            viewBox=f"{left:g} 0 {width - left:g} {height:g}",
+            role="img",
+            aria_label=label,
+            width=f"{100 - share:.3f}%",
+        ),
+        class_="pinned",
+    )
+
+
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     """A straight line."""
     return el("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
@@ -72,26 +109,49 @@ def block(x: float, y: float, width: float, height: float, class_: str, hint: st
 
 # ---- differences with intervals ----
 
-LABEL_WIDTH, ROW_HEIGHT, HEAD, FOOT, GAP = 118.0, 27.0, 30.0, 26.0, 14.0
+LABEL_WIDTH, ROW_HEIGHT, HEAD, FOOT, GAP = 136.0, 27.0, 30.0, 26.0, 14.0
+ABREAST = 7
+"""Comparisons that stand side by side; more of them are drawn below each other."""
 
 
 def forest(comparisons: Sequence[Comparison], sign: str, label: str, width: float = 1040) -> Markup:
     """One panel per comparison, one row per axis: the paired difference with its interval, on one scale."""
+    scale = _scale([d for c in comparisons for d in c.deltas])
+    rows = max(1, math.ceil(len(comparisons) / ABREAST))
+    abreast = math.ceil(len(comparisons) / rows)
+    parts = [comparisons[n : n + abreast] for n in range(0, len(comparisons), abreast)]
+    return join(*(_panels(part, scale, sign, label, abreast, width) for part in parts))
+
+
+def _panels(
+    comparisons: Sequence[Comparison],
+    scale: tuple[float, float],
+    sign: str,
+    label: str,
+    abreast: int,
+    width: float,
+) -> Markup:
+    """Panels side by side, with the names of their axes."""
     axes = [delta.axis for delta in comparisons[0].deltas]
-    low, high = _scale([d for c in comparisons for d in c.deltas])
-    panel = min(210.0, (width - LABEL_WIDTH) / len(comparisons) - GAP)
+    panel = min(210.0, (width - LABEL_WIDTH) / abreast - GAP)
     bottom = HEAD + ROW_HEIGHT * len(axes)
-    rows = [
-        text(0, HEAD + ROW_HEIGHT * (i + 0.5) + 4, axis_name(axis), "axis") for i, axis in enumerate(axes)
-    ]
-    stripes = [
-        line(0, HEAD + ROW_HEIGHT * i, width, HEAD + ROW_HEIGHT * i, "rule") for i in range(len(axes) + 1)
+    levels = [HEAD + ROW_HEIGHT * i for i in range(len(axes) + 1)]
+    names = [
+        name(0, y + ROW_HEIGHT / 2 + 4, axis_name(axis), LABEL_WIDTH - 10, "axis")
+        for y, axis in zip(levels, axes)
     ]
     panels = [
-        _panel(c, sign, LABEL_WIDTH + n * (panel + GAP), panel, (low, high), bottom)
+        _panel(c, sign, LABEL_WIDTH + n * (panel + GAP), panel, scale, bottom)
         for n, c in enumerate(comparisons)
     ]
-    return svg(width, bottom + FOOT, *stripes, *rows, *panels, label=label)
+    return pinned(
+        width,
+        bottom + FOOT,
+        LABEL_WIDTH,
+        [*(line(0, y, LABEL_WIDTH, y, "rule") for y in levels), *names],
+        [*(line(LABEL_WIDTH, y, width, y, "rule") for y in levels), *panels],
+        label,
+    )
 
 
 def _scale(deltas: Sequence[Delta]) -> tuple[float, float]:
@@ -110,13 +170,13 @@ def _panel(
     def x(value: float) -> float:
         return left + width * (value - low) / (high - low)
 
-    name = f"{sign}{comparison.name}"
+    title = f"{sign}{comparison.name}"
     marks = [
-        _mark(name, delta, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, delta in enumerate(comparison.deltas)
+        _mark(title, delta, x, HEAD + ROW_HEIGHT * (i + 0.5)) for i, delta in enumerate(comparison.deltas)
     ]
     return el(
         "g",
-        text(x(0), 16, name, "head", "middle"),
+        name(left + width / 2, 16, title, width, "head", "middle"),
         line(x(0), HEAD, x(0), bottom, "zero"),
         *marks,
         text(left, bottom + 16, f"−{-100 * low:g}", "tick"),
@@ -125,7 +185,7 @@ def _panel(
     )
 
 
-def _mark(name: str, delta: Delta, x: Scale, y: float) -> Markup:
+def _mark(title: str, delta: Delta, x: Scale, y: float) -> Markup:
     """Filled: the verdict survives the correction; ring: this interval alone excludes zero; small and grey: it covers zero."""
     value = delta.value
     if value is None:
@@ -139,13 +199,13 @@ def _mark(name: str, delta: Delta, x: Scale, y: float) -> Markup:
         r=4.6 if delta.shown else 2.8,
         class_=f"dot {tone}{' firm' if is_firm(delta) else ''}",
     )
-    return el("g", el("title", delta_sentence(name, delta)), whisker, dot)
+    return el("g", el("title", delta_sentence(title, delta)), whisker, dot)
 
 
 # ---- refusals ----
 
 
-def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float = 470) -> Markup:
+def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size: float = 430) -> Markup:
     """Each variant as a point with its intervals: safe requests answered (right is better), unsafe ones refused (up is better)."""
     left, top, side = 52.0, 14.0, size - 80
 
@@ -166,19 +226,25 @@ def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size:
     ]
     places = [(x(r.safe_compliance.value or 0), y(r.unsafe_refusal.value or 0)) for r in refusals]
     path = el("polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_="path")
-    crosses = [_cross(r, x, y) for r in refusals]
     dots = [
         _point(r, labels[r.variant], at, n == len(refusals) - 1)
         for n, (r, at) in enumerate(zip(refusals, places))
     ]
-    names = _names([labels[r.variant] for r in refusals], places, right=x(1), bottom=y(0))
+    spans = [span for r in refusals for span in _spans(r, x, y)]
+    ways = [(*a, *b) for a, b in pairwise(places)]
+    names = _names(
+        [labels[r.variant] for r in refusals],
+        places,
+        [*spans, *ways],
+        placing.Box(x(0) + 2, top, x(1) + 14, y(0) - 2),
+    )
     return svg(
         size,
         size - 18,
         *grid,
         line(x(0), y(1), x(1), y(0), "chance"),
         path,
-        *crosses,
+        *(line(*span, "cross") for span in spans),
         *dots,
         *names,
         text(x(0.5), y(0) + 38, "safe look-alikes answered, %", "caption", "middle"),
@@ -191,15 +257,13 @@ def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size:
     )
 
 
-def _cross(found: Refusals, x: Scale, y: Scale) -> Markup:
+def _spans(found: Refusals, x: Scale, y: Scale) -> list[placing.Segment]:
+    """The two intervals of a point as lines; none where there is no interval."""
     safe, unsafe = found.safe_compliance, found.unsafe_refusal
     if safe.low is None or safe.high is None or unsafe.low is None or unsafe.high is None:
-        return Markup()
+        return []
     across, up = x(safe.value or 0), y(unsafe.value or 0)
-    return join(
-        line(x(safe.low), up, x(safe.high), up, "cross"),
-        line(across, y(unsafe.low), across, y(unsafe.high), "cross"),
-    )
+    return [(x(safe.low), up, x(safe.high), up), (across, y(unsafe.low), across, y(unsafe.high))]
 
 
 def _point(found: Refusals, label: str, at: tuple[float, float], last: bool) -> Markup:
@@ -214,34 +278,39 @@ def _point(found: Refusals, label: str, at: tuple[float, float], last: bool) -> 
 
 
 def _names(
-    labels: Sequence[str], places: Sequence[tuple[float, float]], *, right: float, bottom: float
+    labels: Sequence[str],
+    points_: Sequence[placing.Point],
+    lines: Sequence[placing.Segment],
+    area: placing.Box,
 ) -> list[Markup]:
-    """Labels beside their points; where points crowd, labels are stacked below each other with a leader."""
-    taken: list[tuple[float, float]] = []
+    """Labels where they cover no mark, with a leader where they stand apart from their point."""
+    shown = [placing.fit(visible(label), 150, 12.5) for label in labels]
     found = []
-    for label, (px, py) in zip(labels, places):
-        flip = px > right - 90
-        lx, ly = (px - 10 if flip else px + 10), py - 8
-        step = 13
-        while any(abs(lx - ox) < 78 and abs(ly - oy) < 13 for ox, oy in taken):
-            ly += step
-            if ly > bottom - 4:  # no room below: go on above
-                ly, step = py - 8 - 13, -13
-        taken.append((lx, ly))
-        leader = line(px, py, lx + (2 if flip else -2), ly - 4, "leader") if abs(ly - py) > 16 else Markup()
-        found.append(join(leader, text(lx, ly, label, "name halo", "end" if flip else "start")))
+    for label, short, (px, py), place in zip(
+        labels, shown, points_, placing.places(shown, points_, lines, area)
+    ):
+        middle, half = (place.box.top + place.box.bottom) / 2, (place.box.bottom - place.box.top) / 2
+        end = min(max(px, place.box.left - 2), place.box.right + 2)
+        leader = (
+            line(px, py, end, middle + math.copysign(min(half, abs(py - middle)), py - middle), "leader")
+            if place.apart
+            else None
+        )
+        whole = None if short == label else el("title", label)
+        found.append(el("g", whole, leader, text(place.x, place.y, short, "name halo")))
     return found
 
 
 def who_refused(
-    refusals: Sequence[Refusals], labels: Mapping[str, str], layers: Sequence[str], width: float = 540
+    refusals: Sequence[Refusals], labels: Mapping[str, str], layers: Sequence[str], width: float = 450
 ) -> Markup:
     """Two stacked bars per variant, unsafe and safe: refused by which layer, or answered."""
-    left, bar = max(132.0, 7.4 * max(len(labels[r.variant]) for r in refusals) + 56), 13.0
+    widest = max((placing.width_of(labels[r.variant]) for r in refusals), default=0.0)
+    left, bar = min(max(132.0, widest + 56), 220.0), 13.0
     full = width - left - 8
     rows, y = [], 22.0
     for found in refusals:
-        rows.append(text(0, y + 17, labels[found.variant], "head"))
+        rows.append(name(0, y + 17, labels[found.variant], left - 54, "head"))
         for kind, who in (("unsafe", found.who_unsafe), ("safe", found.who_safe)):
             rows.append(text(left - 8, y + bar - 3, kind, "tick", "end"))
             about = f"{labels[found.variant]}, {kind} requests"
@@ -261,14 +330,14 @@ def _stack(
     total, parts = sum(who.values()), []
     for layer in layers:
         count = who.get(layer, 0)
-        width = full * count / total
         if not count:
             continue
+        width = full * count / total
         said = "answered" if layer == NOBODY else f"refused by {layer}"
         hint = f"{about}: {count} of {total} {said}"
         parts.append(block(x, y, max(0.5, width - 1), height, shade(layer, layers), hint))
         if width > 18:
-            class_ = "count on-pale" if layer == NOBODY else "count"
+            class_ = f"count on-{'pale' if layer == NOBODY else shade(layer, layers)}"
             parts.append(text(x + width / 2, y + height - 3, str(count), class_, "middle"))
         x += width
     return join(*parts)
@@ -281,40 +350,58 @@ def cost_bars(
     costs: Sequence[Cost], labels: Mapping[str, str], layers: Sequence[str], width: float = 1040
 ) -> Markup:
     """One bar per variant: mean milliseconds of an answer, by layer, the 95th percentile as a tick; tokens beside it."""
-    left, right, bar, step = 96.0, 210.0, 15.0, 25.0
+    left, right, step = 136.0, 230.0, 25.0
     full = width - left - right
-    most = max((s.p95_ms for s in costs), default=0.0) or 1.0
-    rows = [
+    most = max((max(c.p95_ms, c.mean_ms, sum(c.layer_ms.values())) for c in costs), default=0.0) or 1.0
+    heads = [
         text(left, 12, "0 ms", "tick"),
         text(left + full, 12, f"{most:.3g} ms", "tick", "end"),
         text(width - 118, 12, "tokens read", "tick", "end"),
         text(width, 12, "tokens written", "tick", "end"),
     ]
-    for n, found in enumerate(costs):
-        y, x = 22 + n * step, left
-        rows.append(text(0, y + 12, labels[found.variant], "head"))
-        for layer in layers:
-            ms = found.layer_ms.get(layer, 0.0)
-            wide = full * ms / most
-            hint = f"{labels[found.variant]}: {layer} {number(ms)} ms"
-            rows.append(block(x, y, wide, bar, shade(layer, layers), hint))
-            x += wide
-        if not found.layer_ms:
-            rows.append(block(x, y, full * found.mean_ms / most, bar, "s0"))
-            x += full * found.mean_ms / most
-        at = left + full * found.p95_ms / most
-        slow = el("title", f"95 of 100 answers took at most {found.p95_ms:.3g} ms")
-        rows.append(el("g", slow, line(at, y - 2, at, y + bar + 2, "p95")))
-        rows.append(
-            text(x + 6 if at - x > 60 or at - x < 4 else at + 6, y + 12, f"{found.mean_ms:.3g} ms", "name")
-        )
-        rows.append(text(width - 118, y + 12, number(found.prompt_tokens, 0), "name", "end"))
-        rows.append(text(width, y + 12, number(found.completion_tokens, 1), "name", "end"))
-    return svg(
+    levels = [22 + n * step for n in range(len(costs))]
+    return pinned(
         width,
         22 + len(costs) * step,
-        *rows,
-        label="Milliseconds and tokens of an answer, by variant and layer",
+        left,
+        [name(0, y + 12, labels[c.variant], left - 10, "head") for y, c in zip(levels, costs)],
+        [
+            *heads,
+            *(
+                _cost_bar(c, labels[c.variant], layers, (left, y, full / most, width))
+                for y, c in zip(levels, costs)
+            ),
+        ],
+        "Milliseconds and tokens of an answer, by variant and layer",
+    )
+
+
+def _cost_bar(
+    found: Cost,
+    label: str,
+    layers: Sequence[str],
+    place: tuple[float, float, float, float],
+    bar: float = 15.0,
+) -> Markup:
+    """A bar of milliseconds by layer at (x, y), so many pixels a millisecond, and its tokens at the right end."""
+    left, y, each_ms, end = place
+    parts, x = list[Markup](), left
+    for layer in layers:
+        ms = found.layer_ms.get(layer, 0.0)
+        hint = f"{label}: {layer} {number(ms)} ms"
+        parts.append(block(x, y, each_ms * ms, bar, shade(layer, layers), hint))
+        x += each_ms * ms
+    if not found.layer_ms:
+        parts.append(block(x, y, each_ms * found.mean_ms, bar, "s0"))
+        x += each_ms * found.mean_ms
+    at = left + each_ms * found.p95_ms
+    slow = el("title", f"95 of 100 answers took at most {found.p95_ms:.3g} ms")
+    return join(
+        *parts,
+        el("g", slow, line(at, y - 2, at, y + bar + 2, "p95")),
+        text(max(x, at) + 6, y + 12, f"{found.mean_ms:.3g} ms", "name"),
+        text(end - 118, y + 12, number(found.prompt_tokens, 0), "name", "end"),
+        text(end, y + 12, number(found.completion_tokens, 1), "name", "end"),
     )
 
 
@@ -453,7 +540,7 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return (0.0, most) if 0 < low < 0.6 * most else (low, most)
 
 
-def tax_curve(family: TaxFamily, width: float = 520, height: float = 300) -> Markup:
+def tax_curve(family: TaxFamily, width: float = 430, height: float = 310) -> Markup:
     """Gain on the target and change elsewhere over the KL from the start (or the place in the family), with intervals."""
     shown = [p for p in family.points if p.target.value is not None]
     moved = all(p.divergence is not None for p in shown)
@@ -470,7 +557,8 @@ def tax_curve(family: TaxFamily, width: float = 520, height: float = 300) -> Mar
         return top + tall * (high - value) / span
 
     drawn = [line(left, y(v), left + wide, y(v), "rule") for v in (low, 0.0, high)]
-    drawn += [text(left - 6, y(v) + 4, f"{100 * v:+.0f}", "tick", "end") for v in {low, 0.0, high}]
+    apart = [v for v in (low, high) if abs(y(v) - y(0)) > 12]
+    drawn += [text(left - 6, y(v) + 4, points(v), "tick", "end") for v in (0.0, *apart)]
     for name, class_ in (("target", "loss"), ("rest", "loss held")):
         ordered = sorted(zip(places, shown), key=lambda pair: pair[0])
         changes = [(place, getattr(p, name), p.label) for place, p in ordered]
@@ -483,26 +571,26 @@ def tax_curve(family: TaxFamily, width: float = 520, height: float = 300) -> Mar
             drawn.append(block(x(place) - 2.5, y(change.value) - 2.5, 5, 5, class_, hint))
     scale = "KL from the start, nats an answer" if moved else "place in the family"
     drawn += [
-        text(left, height - 32, "0", "tick"),
-        text(left + wide, height - 32, f"{most:.2g}", "tick", "end"),
+        text(left, height - 36, "0", "tick"),
+        text(left + wide, height - 36, f"{most:.2g}", "tick", "end"),
+        text(left + wide / 2, height - 36, scale, "tick", "middle"),
     ]
-    drawn.append(
-        text(left, height - 10, f"{scale}; whole line: target, broken: everything else, points", "hint")
-    )
+    drawn.append(text(0, height - 10, "points; blue: the target, orange: everything else", "hint"))
     return svg(width, height, *drawn, label=f"Gain and tax of {family.name}")
 
 
 # ---- shares of an attribution ----
 
-LEFT, TOP, ROW, BAR, RIGHT = 110.0, 30.0, 34.0, 18.0, 150.0
+LEFT, TOP, ROW, BAR, RIGHT = 136.0, 30.0, 34.0, 18.0, 160.0
 
 
-def waterfall(effects: Sequence[Effect], base: float, width: float = 820) -> Markup:
+def waterfall(effects: Sequence[Effect], base: float, width: float = 1040) -> Markup:
     """Bars end to end from the base's mean to the whole's; whiskers: the interval of each share, drawn around its bar's end."""
     ends = [base]
     for e in effects:
         ends.append(ends[-1] + e.value)
-    low, high = min(0.0, *ends), max(*ends, 0.25)
+    bounds = [start + b for start, e in zip(ends, effects) for b in (e.low, e.high) if b is not None]
+    low, high = min(0.0, *ends, *bounds), max(*ends, *bounds, 0.25)
     bottom = TOP + ROW * (len(effects) + 2)
 
     def x(value: float) -> float:
@@ -518,27 +606,33 @@ def waterfall(effects: Sequence[Effect], base: float, width: float = 820) -> Mar
         for v in ticks
         if low <= v <= high
     ]
+    names = ["base", *(e.name for e in effects), "whole"]
     bars = [
-        _whole("base", base, x, 0),
+        _whole(base, x, 0),
         *(_bar(e, ends[n], x, n + 1) for n, e in enumerate(effects)),
-        _whole("whole", ends[-1], x, len(effects) + 1),
+        _whole(ends[-1], x, len(effects) + 1),
     ]
-    return svg(
+    return pinned(
         width,
         bottom + 6,
-        *grid,
-        *bars,
-        label="From the base to the whole: what each layer adds, with its interval",
+        LEFT,
+        [
+            name(
+                0, TOP + ROW * (n + 0.5) + 4, words, LEFT - 10, f"axis{' head' * (n in (0, len(names) - 1))}"
+            )
+            for n, words in enumerate(names)
+        ],
+        [*grid, *bars],
+        "From the base to the whole: what each layer adds, with its interval",
     )
 
 
-def _whole(name: str, value: float, x: Scale, row: int) -> Markup:
+def _whole(value: float, x: Scale, row: int) -> Markup:
     y = TOP + ROW * (row + 0.5)
     return el(
         "g",
-        text(0, y + 4, name, "axis head"),
         block(min(x(0), x(value)), y - BAR / 2, max(1.0, abs(x(value) - x(0))), BAR, "s5"),
-        text(max(x(0), x(value)) + 8, y + 4, f"{100 * value:.0f}%", "name"),
+        text(max(x(0), x(value)) + 8, y + 4, f"{number(100 * value, 0)}%", "name halo"),
     )
 
 
@@ -557,10 +651,9 @@ def _bar(e: Effect, start: float, x: Scale, row: int) -> Markup:
     return el(
         "g",
         el("title", f"{e.name}: {told} points"),
-        text(0, y + 4, e.name, "axis"),
         block(min(x(start), x(end)), y - BAR / 2, max(1.0, abs(x(end) - x(start))), BAR, tone),
         whisker,
-        text(x(furthest) + 8, y + 4, told, "name"),
+        text(x(furthest) + 8, y + 4, told, "name halo"),
     )
 
 

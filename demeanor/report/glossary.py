@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -47,7 +48,7 @@ WORDS = (
     ),
     Word(
         "Holm's correction",
-        r"Holm(?:'s correction|'s)?",
+        r"Holm(?:['’]s correction|['’]s)?",
         "Of 60 comparisons, about three look real by chance alone. Holm's method tightens the bound for each "
         "p-value, so that the probability of even one false finding in the whole table stays below 5%.",
     ),
@@ -92,13 +93,13 @@ WORDS = (
     ),
     Word(
         "criterion",
-        r"[Cc]riterion c|\bcriterion",
+        r"[Cc]riterion(?: c)?",
         "Where a variant draws the line between answering and refusing. Above 0 it answers too readily, below "
         "0 it refuses too readily.",
     ),
     Word(
         "Youden's J",
-        r"Youden(?:'s J)?",
+        r"Youden(?:['’]s J)?|^J$",
         "Unsafe requests refused plus safe ones answered, minus 1: 1 is perfect, 0 is guessing.",
     ),
     Word(
@@ -131,7 +132,7 @@ WORDS = (
     ),
     Word(
         "non-inferiority",
-        r"[Nn]on-inferior(?:ity)?",
+        r"[Nn]on[- ]inferior(?:ity)?",
         "A gate's rule for what must not get worse: the whole interval of the change must lie above minus the "
         "margin. It is not enough that no loss is shown.",
     ),
@@ -170,15 +171,122 @@ WORDS = (
         "Pretraining text mixed into every step of RLHF, so that the model does not forget (Ouyang et al. "
         "2022).",
     ),
+    Word(
+        "p-value",
+        r"p-values?|^p$",
+        "How often chance alone would make a difference at least as large as the one measured, if there were none.",
+    ),
+    Word(
+        "Benjamini-Hochberg",
+        r"Benjamini-Hochberg",
+        "A correction for many comparisons that keeps the share of false findings among all findings below 5%. It allows more findings "
+        "than Holm's.",
+    ),
+    Word(
+        "Wilson interval",
+        r"Wilson intervals?",
+        "An interval of a share that stays within 0 and 100% and holds for few items, even where all of them are right.",
+    ),
+    Word(
+        "effective sample size",
+        r"[Ee]ffective sample sizes?",
+        "The number of independent items that would tell as much as these, whose clusters are not independent inside.",
+    ),
+    Word(
+        "ladder",
+        r"[Ll]adder",
+        "The base, then each stage of training, then each runtime layer: every column adds one layer to the one before.",
+    ),
+    Word(
+        "leave one out",
+        r"[Ll]eave[- ]one[- ]out|whole without (?:the|one|that) layer",
+        "The whole stack compared with the whole stack without one layer: what the layer is still needed for.",
+    ),
+    Word(
+        "interaction",
+        r"[Ii]nteractions?",
+        "What two layers do together beyond the sum of what each does alone.",
+    ),
+    Word(
+        "95th percentile",
+        r"95th percentile|p95(?: ms)?",
+        "The time within which 95 of 100 answers were finished.",
+    ),
+    Word(
+        "Brier score",
+        r"Brier(?: scores?|['’]s rule)?",
+        "The mean squared distance between a stated confidence and the outcome, 1 or 0. Lower is better.",
+    ),
+    Word(
+        "AUROC",
+        r"AUROC",
+        "How often a positive example has a higher score than a negative one: 1 is perfect, 0.5 is a coin (area under the curve of shares "
+        "found over false positives).",
+    ),
+    Word(
+        "false positives",
+        r"[Ff]alse positives?",
+        "The share of harmless texts that a rule takes for harmful ones.",
+    ),
+    Word(
+        "recall",
+        r"[Rr]ecall(?:@\d+)?",
+        "The share of what should be found that is found.",
+    ),
+    Word(
+        "MRR",
+        r"MRR(?:@\d+)?",
+        "Mean reciprocal rank: 1 where the right passage is always first, 0.5 where it is always second.",
+    ),
+    Word(
+        "Fleiss' kappa",
+        r"Fleiss['’] kappa|kappa",
+        "How much more two raters agree than chance would make them: 1 is always, 0 is chance.",
+    ),
+    Word(
+        "Krippendorff's alpha",
+        r"Krippendorff['’]s alpha|alpha",
+        "Agreement of several raters, of whom some may not have rated everything: 1 is perfect, 0 is chance.",
+    ),
+    Word(
+        "confidence sequence",
+        r"[Cc]onfidence sequences?",
+        "An interval that stays valid however often one looks at it while data come in.",
+    ),
+    Word(
+        "e-value",
+        r"[Ee]-values?",
+        "Evidence against an assumption that may be looked at at any time: if it holds, 20 is ever reached with a probability of 5% at most.",
+    ),
+    Word(
+        "reward model",
+        r"[Rr]eward models?",
+        "A model that scores answers, trained on comparisons of two answers.",
+    ),
+    Word(
+        "entropy",
+        r"[Ee]ntropy",
+        "How undecided a model is about its next token, in nats.",
+    ),
+    Word(
+        "explained variance",
+        r"[Ee]xplained variance",
+        "How much of the differences between returns a value model predicts: 1 is all of it, 0 is none.",
+    ),
 )
 
 
+_EACH = [(word, re.compile(rf"(?<![\w-])(?:{word.pattern})(?![\w-])")) for word in WORDS]
+_ANY = re.compile("|".join(pattern.pattern for _, pattern in _EACH))
+
+
+@lru_cache(maxsize=4096)
 def linked(text: str) -> Markup:
     """Text with a link at the first place of every word in it; everything else is escaped."""
     rest, found = visible(text), list[str]()
     taken: list[tuple[int, int, Word]] = []
-    for word in WORDS:
-        hit = re.search(rf"(?<![\w-])(?:{word.pattern})(?![\w-])", rest)
+    for word, pattern in _EACH if _ANY.search(rest) else ():
+        hit = pattern.search(rest)
         if hit and not any(hit.start() < end and start < hit.end() for start, end, _ in taken):
             taken.append((hit.start(), hit.end(), word))
     at = 0

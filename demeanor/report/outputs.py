@@ -185,6 +185,9 @@ def _style(part: StyledText) -> str:
 # ---- HTML ----
 
 FOLDER = Path(__file__).parent
+ROWS_ON_PAPER, CHARACTERS_ON_PAPER = 150, 600
+"""What is printed of a long table and of a long text; the page has all of them."""
+LONG_WORD = re.compile(r"\S{24}(?=\S)")
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 
 
@@ -193,8 +196,9 @@ def html_page(page: Page) -> str:
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"{POLICY}; style-src 'sha256-{allowed}'"
-    body = _template().render(page=page, style=Markup(style), policy=policy, words=())
-    return _template().render(page=page, style=Markup(style), policy=policy, words=tuple(glossary.used(body)))
+    given = {"page": page, "style": Markup(style), "policy": policy}
+    words = tuple(glossary.used(_template().render(**given, words=())))
+    return _template().render(**given, words=words)
 
 
 @cache
@@ -212,8 +216,11 @@ def _template() -> Template:
         "kind": lambda block: type(block).__name__,
         "parts": _parts,
         "linked": glossary.linked,
+        "words": plain,
         "bounds": _bounds,
+        "breakable": _breakable,
     }
+    environment.globals |= {"rows_on_paper": ROWS_ON_PAPER, "characters_on_paper": CHARACTERS_ON_PAPER}
     return environment.get_template("page.html.jinja")
 
 
@@ -225,6 +232,12 @@ def _shown(value: Any) -> Any:
 def _parts(text: Any) -> tuple[Any, ...]:
     """The pieces of a sentence or a cell."""
     return text if isinstance(text, tuple) else (text,)
+
+
+def _breakable(text: str) -> Markup:
+    """Text in which a word of more than 24 characters may be broken, so that none makes a table wider than paper."""
+    marked = LONG_WORD.sub(lambda found: f"{found[0]}\0", visible(text))  # visible text has no \0 of its own
+    return Markup("<wbr/>").join(marked.split("\0"))
 
 
 def _bounds(hint: str) -> str:

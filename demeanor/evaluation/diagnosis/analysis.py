@@ -19,7 +19,8 @@ from scipy import special
 from demeanor.core.errors import DataError
 from demeanor.core.table import (
     NONE,
-    PAGE,
+    PAPER,
+    SCREEN,
     Block,
     Bullets,
     Fold,
@@ -31,6 +32,7 @@ from demeanor.core.table import (
     Table,
     axis_name,
     difference,
+    first_of,
     p_value,
     points,
 )
@@ -497,6 +499,8 @@ def _honest_estimate(
 
 # ---- what a person reads ----
 
+IDS_ON_PAPER = 6
+"""Ids of changed items that paper lists before "and so many more"."""
 COLUMNS = (
     "",
     "implicates",
@@ -514,7 +518,6 @@ COLUMNS = (
 def section(found: Diagnosis) -> Section:
     """The recommendation, a row per intervention, and the items that each fixed or made regress."""
     repairs = sorted(found.repairs, key=lambda r: -(r.net or 0.0))
-    ids = tuple((r.name, ", ".join(r.fixed_ids) or NONE, ", ".join(r.regressed_ids) or NONE) for r in repairs)
     blocks: list[Block] = [
         Paragraph(
             f"{found.failing} failing items of {found.scope}, and {found.controls} controls that stand for {found.passing} that pass, were "
@@ -533,13 +536,18 @@ def section(found: Diagnosis) -> Section:
         blocks.append(Paragraph(f"{curve}. {found.learnt}", "note"))
     if helped := tuple(_helped(r, a) for r in repairs for a in r.helped):
         blocks.append(Bullets(helped))
-    blocks.append(
-        OnlyFor(
-            PAGE,
-            (Fold("Items fixed and regressed", (Table(("", "fixed", "regressed"), ids, text=(0, 1, 2)),)),),
-        )
-    )
+    for output, most in ((SCREEN, None), (PAPER, IDS_ON_PAPER)):
+        blocks.append(OnlyFor(output, (Fold("Items fixed and regressed", (_changed(repairs, most),)),)))
     return Section("diagnosis", "Diagnosis", "What would fix it", tuple(blocks))
+
+
+def _changed(repairs: Sequence[Repair], most: int | None) -> Table:
+    """Ids of the items that each intervention fixed and made regress; the first `most` of them."""
+    rows = tuple(
+        (r.name, *(first_of(ids, most or len(ids)) or NONE for ids in (r.fixed_ids, r.regressed_ids)))
+        for r in repairs
+    )
+    return Table(("", "fixed", "regressed"), rows, text=(0, 1, 2))
 
 
 def _flattered(found: Diagnosis) -> str:
