@@ -42,8 +42,17 @@ def draw(found: Findings) -> str:
 def _sheet(height: float, *marks: Markup, label: str) -> Markup:
     """A picture on its own paper, which is right on a page of either color."""
     paper = _rect(x=0, y=0, width=WIDTH, height=height, fill=PAPER, class_="paper")
-    size = {"width": WIDTH * SHOWN, "height": height * SHOWN, "viewBox": f"0 0 {WIDTH:g} {height:g}"}
-    return el("svg", el("style", STYLE), paper, *marks, role="img", aria_label=label, **size)
+    return el(
+        "svg",
+        el("style", STYLE),
+        paper,
+        *marks,
+        role="img",
+        aria_label=label,
+        width=WIDTH * SHOWN,
+        height=height * SHOWN,
+        viewBox=f"0 0 {WIDTH:g} {height:g}",
+    )
 
 
 def _text(
