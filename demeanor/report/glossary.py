@@ -245,7 +245,7 @@ WORDS = (
     ),
     Word(
         "Krippendorff's alpha",
-        r"Krippendorff['’]s alpha|alpha",
+        r"Krippendorff['’]s alpha",
         "Agreement of several raters, of whom some may not have rated everything: 1 is perfect, 0 is chance.",
     ),
     Word(
@@ -281,7 +281,7 @@ _ANY = re.compile("|".join(pattern.pattern for _, pattern in _EACH))
 
 
 @lru_cache(maxsize=4096)
-def linked(text: str) -> Markup:
+def linked(text: str, page: str = "") -> Markup:
     """Text with a link at the first place of every word in it; everything else is escaped."""
     rest, found = visible(text), list[str]()
     taken: list[tuple[int, int, Word]] = []
@@ -293,7 +293,7 @@ def linked(text: str) -> Markup:
     for start, end, word in sorted(taken, key=lambda t: t[0]):
         found += [
             escape(rest[at:start]),
-            Markup('<a class="word" href="#{}">{}</a>').format(word.anchor, rest[start:end]),
+            Markup('<a class="word" href="{}#{}">{}</a>').format(page, word.anchor, rest[start:end]),
         ]
         at = end
     return Markup("").join([*found, escape(rest[at:])])

@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.rules_core import StateCore
+from markdown_it.token import Token
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from demeanor.core.errors import DemeanorError, UsageError
+from demeanor.report import glossary
 from demeanor.tour import five_pairs
 from demeanor.tour.chapters import SMOLLM2_PICTURE, Chapter, chapter, chapters
 from demeanor.tour.findings import Findings
@@ -27,6 +33,28 @@ HTML = "text/html; charset=utf-8"
 KINDS = {"js": "text/javascript; charset=utf-8", "css": "text/css; charset=utf-8"}
 NO_STORE = {"cache-control": "no-store"}
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+WORDS_PAGE = "/tour/words"
+EXPLAINED = frozenset({"paragraph_open", "td_open", "th_open"})
+"""What words are explained in: not in headings."""
+
+
+def _explain(state: StateCore) -> None:
+    """Mark the texts whose words become links to their meaning; none within another link."""
+    for before, token in pairwise(state.tokens):
+        if token.type == "inline" and before.type in EXPLAINED:
+            depth = 0
+            for child in token.children or ():
+                depth += {"link_open": 1, "link_close": -1}.get(child.type, 0)
+                child.meta["explained"] = depth == 0
+
+
+def _text(renderer: RendererHTML, tokens: Sequence[Token], n: int, options: Any, env: Any) -> str:
+    content = tokens[n].content
+    return str(glossary.linked(content, WORDS_PAGE)) if tokens[n].meta.get("explained") else escape(content)
+
+
+MARKDOWN.core.ruler.push("explain", _explain)
+MARKDOWN.add_render_rule("text", _text)
 
 
 def routes(reader: Notebook, processes: Processes) -> list[BaseRoute]:
@@ -34,6 +62,7 @@ def routes(reader: Notebook, processes: Processes) -> list[BaseRoute]:
     tour = _Tour(reader, processes)
     return [
         Route("/tour", tour.contents),
+        Route(WORDS_PAGE, _words),
         Route("/tour/label", tour.label, methods=["POST"]),
         Route("/tour/static/{name}", _static),
         Route("/tour/kept/{name}", _kept),
@@ -152,6 +181,14 @@ def _problem(message: str, status: int = 400) -> Response:
     return JSONResponse({"error": {"message": message}}, status, NO_STORE)
 
 
+async def _words(request: Request) -> Response:
+    """What the words of the chapters mean."""
+    rows = "".join(
+        f'<dt id="{w.anchor}">{escape(w.name)}</dt><dd>{escape(w.meaning)}</dd>' for w in glossary.WORDS
+    )
+    return _html("Words", f'<h1>Words</h1><dl>{rows}</dl><nav><a href="/tour">Contents</a></nav>')
+
+
 async def _static(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in ("tour.js", "tour.css"):
@@ -213,7 +250,7 @@ def _body(one: Chapter, found: Findings | None, notes: dict[str, Any]) -> str:
         f"<h2>Exercise</h2><label>{escape(one.exercise)} "
         f'<input id="answer" inputmode="decimal" value="{escape(str(answered if answered is not None else ""))}"></label>'
         f'<button id="check">Check</button><p id="verdict" role="status"></p></section>'
-        f'<nav>{nav}<a href="/tour">Contents</a><a href="/">Chat</a></nav>'
+        f'<nav>{nav}<a href="/tour">Contents</a><a href="/tour/words">Words</a><a href="/">Chat</a></nav>'
     )
 
 

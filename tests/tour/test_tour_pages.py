@@ -52,6 +52,15 @@ def test_links_of_a_chapter_lead_somewhere_and_comments_are_not_shown(client: Te
         assert ".md" not in "".join(re.findall(r'href="([^"]+)"', text))
 
 
+def test_words_of_a_chapter_lead_to_their_meaning_and_links_stay_links(client: TestClient) -> None:
+    words = client.get("/tour/words").text
+    chapters_text = "".join(client.get(f"/tour/{one.number}").text for one in chapters())
+    anchors = set(re.findall(r'class="word" href="/tour/words#([\w-]+)"', chapters_text))
+    assert {"word-sft", "word-dpo", "word-kl-divergence"} <= anchors
+    assert all(f'id="{anchor}"' in words for anchor in each(anchors))
+    assert not re.search(r"<a [^>]*>(?:(?!</a>).)*<a ", chapters_text, re.S)
+
+
 def test_the_contents_and_every_chapter_are_pages(client: TestClient) -> None:
     assert client.get("/tour").text.count("<li>") == 10
     for one in each(chapters()):
