@@ -236,7 +236,7 @@ def refusal_plane(refusals: Sequence[Refusals], labels: Mapping[str, str], size:
         [labels[r.variant] for r in refusals],
         places,
         [*spans, *ways],
-        placing.Box(x(0) + 2, top, x(1) + 14, y(0) - 2),
+        placing.LabelBox(x(0) + 2, top, x(1) + 14, y(0) - 2),
     )
     return svg(
         size,
@@ -281,7 +281,7 @@ def _names(
     labels: Sequence[str],
     points_: Sequence[placing.Point],
     lines: Sequence[placing.Segment],
-    area: placing.Box,
+    area: placing.LabelBox,
 ) -> list[Markup]:
     """Labels where they cover no mark, with a leader where they stand apart from their point."""
     shown = [placing.fit(visible(label), 150, 12.5) for label in labels]

@@ -17,7 +17,7 @@ Point: TypeAlias = tuple[float, float]
 Segment: TypeAlias = tuple[float, float, float, float]
 
 
-class Box(NamedTuple):
+class LabelBox(NamedTuple):
     """A rectangle: left, top, right, bottom."""
 
     left: float
@@ -25,7 +25,7 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
-    def meets(self, other: Box) -> bool:
+    def meets(self, other: LabelBox) -> bool:
         """Do two rectangles have a point in common?"""
         return (
             self.left < other.right
@@ -80,12 +80,12 @@ def fit(words: str, room: float, size: float = 13.0) -> str:
     return f"{kept.rstrip()}…"
 
 
-class Place(NamedTuple):
+class LabelPlace(NamedTuple):
     """Where a label stands: left end of its base line; a leader leads there from its point if it stands apart."""
 
     x: float
     y: float
-    box: Box
+    box: LabelBox
     apart: bool
 
 
@@ -93,13 +93,13 @@ def places(
     labels: Sequence[str],
     points: Sequence[Point],
     lines: Sequence[Segment],
-    area: Box,
+    area: LabelBox,
     size: float = 12.5,
-) -> list[Place]:
+) -> list[LabelPlace]:
     """A place for the label of each point: near it, inside the area, over no other label, and over no point or line where there is room."""
-    dots = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    taken: list[Box] = []
-    found: list[Place] = []
+    dots = [LabelBox(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    taken: list[LabelBox] = []
+    found: list[LabelPlace] = []
     for label, point in zip(labels, points):
         best, least = None, math.inf
         for ring in range(RINGS):
@@ -115,7 +115,7 @@ def places(
     return found
 
 
-def _around(point: Point, width: float, size: float, area: Box, ring: int) -> Iterator[Place]:
+def _around(point: Point, width: float, size: float, area: LabelBox, ring: int) -> Iterator[LabelPlace]:
     """Places around a point in 16 directions, farther away with every ring, all moved into the area."""
     high, reach = size * 1.15, 9.0 + STEP * ring
     for turn in range(16):
@@ -124,11 +124,15 @@ def _around(point: Point, width: float, size: float, area: Box, ring: int) -> It
         top = point[1] + down * (reach + high / 2) - high / 2
         left = min(max(left, area.left), max(area.left, area.right - width))
         top = min(max(top, area.top), max(area.top, area.bottom - high))
-        yield Place(left, top + size * 0.92, Box(left, top, left + width, top + high), ring > 1)
+        yield LabelPlace(left, top + size * 0.92, LabelBox(left, top, left + width, top + high), ring > 1)
 
 
 def _cost(
-    place: Place, point: Point, taken: Sequence[Box], dots: Sequence[Box], lines: Sequence[Segment]
+    place: LabelPlace,
+    point: Point,
+    taken: Sequence[LabelBox],
+    dots: Sequence[LabelBox],
+    lines: Sequence[Segment],
 ) -> float:
     """How bad a place is: over a label, over a point, over lines, and how far away."""
     box = place.box

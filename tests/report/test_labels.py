@@ -7,10 +7,10 @@ from itertools import combinations
 
 import pytest
 
-from demeanor.report.labels import Box, Point, Segment, fit, places, width_of
+from demeanor.report.labels import LabelBox, Point, Segment, fit, places, width_of
 from tests.conftest import each
 
-AREA = Box(52, 14, 400, 360)
+AREA = LabelBox(52, 14, 400, 360)
 NAMES = [f"+layer-{n}" for n in range(20)]
 RANDOM = random.Random(0)
 CLOUDS: dict[str, list[Point]] = {
@@ -43,7 +43,7 @@ def test_a_label_goes_round_points_and_lines_where_there_is_room() -> None:
     ]
     for place in each(places(["base", "+sft", "+dpo", "+policy", "+tools"], points, lines, AREA)):
         assert not any(place.box.crossed(*line) for line in lines)
-        assert not any(place.box.meets(Box(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
+        assert not any(place.box.meets(LabelBox(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
 
 
 def test_a_name_is_shortened_to_its_room_and_a_short_one_stays() -> None:
@@ -61,7 +61,7 @@ def test_a_wide_character_takes_more_room_than_a_narrow_one() -> None:
 
 
 def test_a_line_crosses_a_box_or_passes_it() -> None:
-    box = Box(0, 0, 10, 10)
+    box = LabelBox(0, 0, 10, 10)
     assert box.crossed(-5, 5, 15, 5)
     assert box.crossed(-5, -5, 15, 15)
     assert box.crossed(2, 2, 3, 3)
