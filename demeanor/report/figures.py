@@ -19,7 +19,7 @@ from demeanor.evaluation.ladder_sentences import delta_sentence, shade
 from demeanor.evaluation.profile import NOBODY
 from demeanor.evaluation.result import Comparison, Cost, Curve, Delta, Refusals, is_firm, mean_text
 from demeanor.evaluation.tax import TaxFamily
-from demeanor.report import labels as placing
+from demeanor.report import chart_labels as placing
 
 Scale: TypeAlias = Callable[[float], float]
 Attribute: TypeAlias = str | int | float | None

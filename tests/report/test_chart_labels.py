@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 
-from demeanor.report.labels import LabelBox, Point, Segment, fit, places, width_of
+from demeanor.report.chart_labels import LabelBox, Point, Segment, fit, places, width_of
 from tests.conftest import each
 
 AREA = LabelBox(52, 14, 400, 360)
