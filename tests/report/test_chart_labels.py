@@ -8,7 +8,6 @@ from itertools import combinations
 import pytest
 
 from demeanor.report.chart_labels import LabelBox, Point, Segment, fit, places, width_of
-from tests.conftest import each
 
 AREA = LabelBox(52, 14, 400, 360)
 NAMES = [f"+layer-{n}" for n in range(20)]
@@ -41,9 +40,11 @@ def test_a_label_goes_round_points_and_lines_where_there_is_room() -> None:
     lines: list[Segment] = [(x - 30, y, x + 30, y) for x, y in points] + [
         (x, y - 60, x, y + 60) for x, y in points
     ]
-    for place in each(places(["base", "+sft", "+dpo", "+policy", "+tools"], points, lines, AREA)):
-        assert not any(place.box.crossed(*line) for line in lines)
-        assert not any(place.box.meets(LabelBox(x - 4, y - 4, x + 4, y + 4)) for x, y in points)
+    found = places(["base", "+sft", "+dpo", "+policy", "+tools"], points, lines, AREA)
+    dots = [LabelBox(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    assert len(found) == 5
+    assert not [(place, line) for place in found for line in lines if place.box.crossed(*line)]
+    assert not [(place, dot) for place in found for dot in dots if place.box.meets(dot)]
 
 
 def test_a_name_is_shortened_to_its_room_and_a_short_one_stays() -> None:
