@@ -252,9 +252,8 @@ def _rates(first: _Mark, last: _Mark, peak: float | None, left: int, shown: str 
         f"{(last.tokens - first.tokens) / seconds:,.0f} tokens/s",
     ]
     share = (last.flops - first.flops) / seconds / peak if peak else 0.0
-    if (
-        0 < share <= 1
-    ):  # more than all of it: other work disturbed the measurement of the peak, which then says nothing
+    # More than all of it: other work disturbed the measurement of the peak, which then says nothing.
+    if 0 < share <= 1:
         parts.append(f"{share:.0%} of peak")
     if left:
         parts.append(f"{_duration(left * seconds / steps)} left")
