@@ -1,6 +1,7 @@
 """Train the classifiers of policies/default.yaml: which rows, which licences (docs/policy.md says what came out).
 
 python -m bench.default_policy ../shared/data [--out demeanor/policies]
+python -m bench.default_policy ../shared/data --harmless FILE.jsonl      # trains nothing: the harmless texts of the half `report`, for `policy test --data`
 
 Only the half `tune` of every public set is read, so that `demeanor policy test --half report` measures on texts that no weight and no
 threshold has seen. No text of a set goes into the project: the files hold hashed n-grams' weights.
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from demeanor.core.files import write_text
 from demeanor.core.registry import SHIPPED
 from demeanor.evaluation import labelled_texts, policy_texts, policy_training
 from demeanor.evaluation.labelled_texts import LabelledText
@@ -100,7 +102,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--only", choices=("injection", "harm", "harmful-request"))
+    parser.add_argument(
+        "--harmless", type=Path, metavar="FILE", help="write harmless texts that no classifier was trained on"
+    )
     asked = parser.parse_args()
+    if asked.harmless:
+        kept = [x for x in harmless(asked.data) if x.half == "report" and x.source != "presidio"]
+        write_text(asked.harmless, "".join(json.dumps({"text": x.text, "label": ""}) + "\n" for x in kept))
+        print(f"{asked.harmless}: {len(kept):,} texts")
+        return
     todo = {
         "injection": (injection_rows, WINDOW, 0.001),
         "harm": (harm_rows, 2000, 0.01),
