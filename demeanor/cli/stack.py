@@ -118,7 +118,8 @@ def init(
         print(f"wrote {path}")
     for note in planned.notes:
         print(f"note: {note}")
-    print(f"\nnext: cd {folder}, then the commands of README.md; first: demeanor explain stack.yaml")
+    there = "" if folder.resolve() == Path.cwd() else f"cd {folder}, then "
+    print(f"\nnext: {there}the commands of README.md; first: demeanor explain stack.yaml")
 
 
 @app.command()
