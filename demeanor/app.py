@@ -203,7 +203,10 @@ class StackRuntime:
             if isinstance(base, Remote):
                 inner, count = timed_model(self.remote(base)), estimated_tokens
                 if not self.operational:  # nobody waits for an evaluation, which asks hundreds of questions
-                    places = self._shared.setdefault("places", AdaptiveConcurrency(base.timeout_s))
+                    silence_s = min(
+                        base.timeout_s, base.first_s or base.timeout_s, base.total_s or base.timeout_s
+                    )
+                    places = self._shared.setdefault("places", AdaptiveConcurrency(silence_s))
                     inner = paced(inner, places)
             else:
                 template = self.template(variant)

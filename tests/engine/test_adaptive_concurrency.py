@@ -18,7 +18,8 @@ PATIENCE_S = 60.0
 class Server:
     """A server with some slots, in simulated time: every step of the loop is a second of its clock."""
 
-    def __init__(self, slots: int, answer_s: float, dead: bool = False) -> None:
+    def __init__(self, slots: int, answer_s: float, dead: bool = False, thinks: bool = False) -> None:
+        self.thinks = thinks  # or calls tools, or sends the answer in one piece: no event before its end
         self.now, self.slots, self.answer_s, self.dead = 0.0, slots, answer_s, dead
         self.busy, self.most, self.given_up, self.asked = 0, 0, 0, 0
         self.inside = 0
@@ -38,8 +39,11 @@ class Server:
                     raise UpstreamError("silent", status=504, code="upstream_timeout")
             self.busy += 1
             try:
-                yield Text("Yes")
+                if not self.thinks:
+                    yield Text("Yes")
                 await self.sleep(self.now + self.answer_s)
+                if self.thinks:
+                    yield Text("Yes")
                 yield Done("stop")
             finally:
                 self.busy -= 1
@@ -77,6 +81,19 @@ async def test_a_server_with_few_slots_answers_every_question_though_48_at_once_
     assert await measured(server, 60, places) == ["Yes"] * 60
     assert server.given_up <= 6, "seldom is an answer waited for in vain"
     assert server.now <= 1.5 * 60 * answer_s / slots + 6 * PATIENCE_S, "and the slots are kept busy"
+
+
+@pytest.mark.parametrize(
+    ("slots", "answer_s"), [(1, 3.0), (1, 25.0), (2, 20.0), (8, 20.0), (1000, 20.0), (1000, 40.0)]
+)
+async def test_a_server_that_begins_late_though_nothing_stands_before_a_question_is_asked_as_much_as_it_can(
+    slots: int, answer_s: float
+) -> None:
+    server = Server(slots, answer_s, thinks=True)
+    places = AdaptiveConcurrency(PATIENCE_S, clock=lambda: server.now)
+    assert await measured(server, 150, places) == ["Yes"] * 150
+    assert server.given_up <= 6
+    assert server.now <= 1.2 * 150 * answer_s / min(slots, MOST) + 4 * answer_s, "the slots are kept busy"
 
 
 async def test_a_quick_server_is_soon_asked_as_much_as_an_evaluation_can() -> None:

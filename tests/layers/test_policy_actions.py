@@ -116,6 +116,26 @@ async def test_an_allowed_text_is_no_match_however_it_is_written_and_only_as_a_w
     assert len(hit.spans) == 3, "what is allowed is no hit"
 
 
+@pytest.mark.parametrize("size", [1, 7, 50])
+@pytest.mark.parametrize(
+    "made",
+    [
+        {**OURS, "hold": "window"},
+        {**OURS, "hold": "stream", "action": "refuse", "reply": "No."},
+        rule("redact", on="output", hold="window", window=12, allow=[SECRET]),
+    ],
+)
+async def test_an_allowed_text_passes_a_stream_that_is_longer_than_what_is_held_back(
+    made: dict[str, Any], size: int, tmp_path: Path
+) -> None:
+    said = f"{'word ' * 90}info@velo.example, then {SECRET} and ".join(["", "", "", "word " * 90])
+    pieces = [said[n : n + size] for n in range(0, len(said), size)]
+    events = await events_of(stacked(tmp_path, [made], says(*pieces)))
+    assert (text_of(events), only(events, RuleHit)) == (said, [])
+    events = await events_of(stacked(tmp_path, [made], says(*pieces, "anna@velo.example 41-22-94")))
+    assert len(only(events, RuleHit)) == 1, "and what is not allowed is still a hit"
+
+
 async def test_an_allowed_text_passes_at_every_stage_and_with_every_action(tmp_path: Path) -> None:
     for stage in each(STAGES):
         for action in each(["refuse", "redact", "flag"]):

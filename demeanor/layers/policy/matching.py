@@ -39,9 +39,9 @@ Weigh: TypeAlias = Callable[[str], float]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A compiled rule: `find` yields the matches that begin at or after a position of a folded text, in order.
+    """A compiled rule: `matches` yields the matches that begin at or after a position of a folded text, in order.
 
-    `longest` is the length of the longest match, None if there is no bound. `ask` gives the score of a rule that asks a
+    `allow` are matches, in lower case, that are let through. `longest` is the length of the longest match, None if there is no bound. `ask` gives the score of a rule that asks a
     model, and `failures` says of which texts it gave none, once `bound` has asked.
     """
 
@@ -56,7 +56,7 @@ class Rule:
     window: int
     longest: int | None
     trust: Trust
-    find: Find
+    matches: Find
     weigh: Weigh | None = None  # score of a folded text: the sum of cues, or a probability
     ask: Ask | None = None
     threshold: float = 0.5
@@ -65,6 +65,15 @@ class Rule:
     has_probability: bool = False
     roles: frozenset[str] | None = None
     failures: Mapping[str, str] | None = None
+    allow: frozenset[str] = frozenset()
+
+    def find(self, text: str, start: int) -> Iterator[Span]:
+        """Yield the matches that are not let through."""
+        return (span for span in self.matches(text, start) if not self.allows(text[slice(*span)]))
+
+    def allows(self, match: str) -> bool:
+        """Whether a match is let through."""
+        return bool(self.allow) and match.lower() in self.allow
 
     @property
     def refuses(self) -> bool:
@@ -151,7 +160,6 @@ def rule(spec: RuleSpec, kit: Kit | None = None) -> Rule:
         find, weigh, ask = found.find_at(threshold), found.weigh, found.ask
     else:
         find = DETECTORS[spec.detector].find if spec.detector else _pattern(spec.pattern or "", spec.longest)
-        find = _without(find, frozenset(Folded(text).text.lower() for text in spec.allow or ()))
     return Rule(
         spec.name,
         spec.on if isinstance(spec.on, str) else ", ".join(spec.on),
@@ -172,6 +180,7 @@ def rule(spec: RuleSpec, kit: Kit | None = None) -> Rule:
         spec.detector or "" if spec.reads_calls else "",
         spec.scored and spec.cues is None and not spec.reads_calls,
         None if spec.roles is None else frozenset(spec.roles),
+        allow=frozenset(Folded(text).text.lower() for text in spec.allow or ()),
     )
 
 
@@ -200,18 +209,7 @@ async def _bound(one: Rule, ask: Ask, texts: Sequence[str]) -> Rule:
         if not start and text and (failed or known.get(text, -1.0) >= one.threshold - ROUNDING):
             yield 0, len(text)
 
-    return replace(one, find=find, weigh=lambda text: known.get(text, 0.0), ask=None, failures=failures)
-
-
-def _without(find: Find, allowed: frozenset[str]) -> Find:
-    """Return a `find` that passes over matches which are one of some folded texts in lower case."""
-    if not allowed:
-        return find
-
-    def found(text: str, start: int) -> Iterator[Span]:
-        return (span for span in find(text, start) if text[slice(*span)].lower() not in allowed)
-
-    return found
+    return replace(one, matches=find, weigh=lambda text: known.get(text, 0.0), ask=None, failures=failures)
 
 
 MAX_SCANS, MAX_SCAN = 100, 2_000

@@ -217,25 +217,29 @@ class OutputFilter:
         return {"buffer": 0, "window": max(0, length - rule.window), "stream": length}[rule.hold]
 
     def _search(self, i: int, horizon: int, final: bool) -> bool:
-        """Store the matches that begin before the horizon; True if one refuses the answer."""
+        """Store the matches that begin before the horizon; True if one refuses the answer. What is let through is not searched again:
+        a part of it might be a match."""
         rule, length, start = self.rules[i], self._folded.lengths[0], self._searched[i]
         if start >= horizon or (length < self._due[i] and not final):
             return False
         base = max(0, start - BEHIND)
-        for begin, end in rule.find(self._folded.part(base), start - base):
+        text = self._folded.part(base)
+        for begin, end in rule.matches(text, start - base):
+            passes = rule.allows(text[begin:end])
             begin, end = begin + base, end + base
             if begin >= horizon:
                 break
             if rule.hold == "stream" and end == length and not final:
                 return False  # it may still become longer
-            if rule.refuses:
+            if rule.refuses and not passes:
                 return True
-            self._hits.append((self._folded.origin(begin), i, self._folded.span(begin, end)[1]))
+            if not passes:
+                self._hits.append((self._folded.origin(begin), i, self._folded.span(begin, end)[1]))
             self._searched[i] = end
         if rule.hold != "stream":
             self._searched[i] = max(self._searched[i], horizon)
         elif rule.longest is not None:
-            self._searched[i] = max(start, length - rule.longest)
+            self._searched[i] = max(self._searched[i], length - rule.longest)
         else:
             self._due[i] = length + length // 64  # a match may begin anywhere: search when it has grown
         return False
