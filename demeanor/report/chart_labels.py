@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 STEP, RINGS = 9.0, 48
@@ -106,7 +107,7 @@ def places(
             if least <= STEP * ring:  # whatever stands farther away is no better
                 break
             for place in _around(point, width_of(label, size), size, area, ring):
-                cost = _cost(place, point, taken, dots, lines)
+                cost = _cost(place, point, taken, dots, lines, least)
                 if cost < least:
                     best, least = place, cost
         assert best is not None
@@ -133,16 +134,21 @@ def _cost(
     taken: Sequence[LabelBox],
     dots: Sequence[LabelBox],
     lines: Sequence[Segment],
+    least: float,
 ) -> float:
-    """How bad a place is: over a label, over a point, over lines, and how far away."""
+    """How bad a place is: how far away, over a label, over a point, over lines; counted no further than `least`."""
     box = place.box
-    far = math.hypot(
+    cost = math.hypot(
         max(box.left - point[0], 0.0, point[0] - box.right),
         max(box.top - point[1], 0.0, point[1] - box.bottom),
     )
-    return (
-        2000.0 * sum(box.meets(other) for other in taken)
-        + 300.0 * sum(box.meets(dot) for dot in dots)
-        + 24.0 * sum(box.crossed(*line) for line in lines)
-        + far
+    covered = chain(
+        (2000.0 * box.meets(other) for other in taken),
+        (300.0 * box.meets(dot) for dot in dots),
+        (24.0 * box.crossed(*line) for line in lines),
     )
+    for more in covered:
+        if cost >= least:
+            break
+        cost += more
+    return cost
