@@ -243,6 +243,7 @@ def _serve(
         banner = (
             f"{assistant.name}: {offered(assistant, with_keys=keys is not None)} of stack {assistant.stack_key}\n"
             f"  chat page  {url}/\n  API        {url}/v1   (model: {assistant.name})"
+            + (f"\n  tour       {url}/tour" if any(getattr(p, "path", "") == "/tour" for p in pages) else "")
             + (
                 f"\n  labelling  {url}/label  (open it by a link of `demeanor label invite --page {url}`)"
                 if labels

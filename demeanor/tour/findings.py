@@ -82,8 +82,8 @@ class Findings:
         return Table(("", *self.columns), body, f"{note}{', ' if note else ''}with 95% intervals")
 
     def counts(self) -> str:
-        """How many items stand behind the numbers."""
-        found = sorted({m.n for row in self.cells.values() for m in row.values()})
+        """How many items stand behind the numbers; a number that is true by definition has none."""
+        found = sorted({m.n for row in self.cells.values() for m in row.values() if m.n}) or [0]
         return f"n = {found[0]}" if len(found) == 1 else f"n = {found[0]} to {found[-1]}"
 
 

@@ -227,31 +227,42 @@ def _number(slug: str) -> int:
 
 
 def _body(one: Chapter, found: Findings | None, notes: dict[str, Any]) -> str:
-    guess = notes.get("guess")
-    answered = notes.get("answer")
-    pairs = _pairs() if one.experiment == "noise" else ""
+    """The chapter, with the guess asked before the kept results are shown, and the exercise where the text asks it."""
+    begun, picture, rest = one.text.partition("\n![")
+    results, after = re.split(r"^\*\*Exercise\.\*\*.+?\n\n", rest, maxsplit=1, flags=re.M | re.S)
     last = len(chapters())
     nav = "".join(
         f'<a href="/tour/{n}">{words}</a>'
         for n, words in ((one.number - 1, "Back"), (one.number + 1, "Next"))
         if 1 <= n <= last
     )
-    mine = (
-        _mine(one, found)
-        if found
-        else '<p class="soft">You have not run it yet. The table and the picture above are a kept run of the demo.</p>'
-    )
     return (
-        f"{rendered(one.text)}{pairs}"
-        f'<section class="mine" data-chapter="{one.number}"><h2>Your run</h2>'
-        f'<label>{escape(one.guess)} <input id="guess" inputmode="decimal" value="{escape(str(guess if guess is not None else ""))}"></label>'
-        f'<button id="run">Run the experiment</button> <code>{escape(one.command)}</code>'
-        f'<pre id="said" hidden></pre>{mine}'
-        f"<h2>Exercise</h2><label>{escape(one.exercise)} "
-        f'<input id="answer" inputmode="decimal" value="{escape(str(answered if answered is not None else ""))}"></label>'
-        f'<button id="check">Check</button><p id="verdict" role="status"></p></section>'
+        f"{rendered(begun)}{_pairs() if one.experiment == 'noise' else ''}{_experiment(one, found, notes.get('guess'))}"
+        f"{rendered(picture + results)}{_exercise(one, notes.get('answer'))}{rendered(after)}"
         f'<nav>{nav}<a href="/tour">Contents</a><a href="/tour/words">Words</a><a href="/">Chat</a></nav>'
     )
+
+
+def _experiment(one: Chapter, found: Findings | None, guess: Any) -> str:
+    mine = _mine(one, found) if found else '<p class="soft">You have not run it yet.</p>'
+    return (
+        f'<section class="mine" data-chapter="{one.number}"><h2>Your run</h2>'
+        f'<label>{escape(one.guess)} <input id="guess" inputmode="decimal" value="{_filled(guess)}"></label>'
+        f'<button id="run">Run the experiment</button> <code>{escape(one.command)}</code>'
+        f'<pre id="said" hidden></pre>{mine}<p class="soft">Below are kept results: the demo trained with seed 0 on another machine.</p></section>'
+    )
+
+
+def _exercise(one: Chapter, answer: Any) -> str:
+    return (
+        f'<section class="mine"><h2>Exercise</h2><label>{escape(one.exercise)} '
+        f'<input id="answer" inputmode="decimal" value="{_filled(answer)}"></label>'
+        '<button id="check">Check</button><p id="verdict" role="status"></p></section>'
+    )
+
+
+def _filled(number: Any) -> str:
+    return "" if number is None else escape(str(number))
 
 
 def _mine(one: Chapter, found: Findings) -> str:

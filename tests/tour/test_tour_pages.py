@@ -70,6 +70,16 @@ def test_the_contents_and_every_chapter_are_pages(client: TestClient) -> None:
         assert "<table>" in text
 
 
+def test_a_guess_is_asked_before_the_kept_results_and_the_exercise_after_them(client: TestClient) -> None:
+    page = client.get("/tour/5").text
+    asked = [
+        page.index(mark)
+        for mark in ('id="guess"', "/tour/kept/layers.svg", 'id="answer"', "/tour/kept/smollm2-layers.svg")
+    ]
+    assert asked == sorted(asked)
+    assert page.count("By how many points does the policy change") == 1
+
+
 @pytest.mark.parametrize(
     "path",
     ["/tour/11", "/tour/0/state", "/tour/kept/secret.svg", "/tour/static/pages.py", "/tour/5/picture.svg"],
