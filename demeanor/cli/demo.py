@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from demeanor import app, serving
 from demeanor.app import load_stack
+from demeanor.cli.options import RUNS
+from demeanor.cli.starter import PORT
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose
@@ -69,13 +72,27 @@ def run(
         markup=False,
     )
     console.print(f"the page:      {page.resolve().as_uri()}", soft_wrap=True)
-    program = "demeanor" if shutil.which("demeanor") else str(Path(sys.executable).with_name("demeanor"))
-    console.print(f"talk to it:    {program} chat {path}", soft_wrap=True)
-    console.print(f"its chat page: {program} serve {path}      then http://127.0.0.1:{port}", soft_wrap=True)
-    console.print(f"take it apart: {program} tour", soft_wrap=True)
+    for told, command in next_commands(path, runs_root, overrides, port):
+        console.print(f"{told:14} {command}", soft_wrap=True, markup=False)
     if serve:
         return serving.serve(lambda: load_stack(path, overrides), runs, Settings(port=port))
     return DemeanorError.exit_code if result.failed else 0
+
+
+def next_commands(path: Path, runs: Path, overrides: Sequence[str], port: int) -> list[tuple[str, str]]:
+    """What to type next for the assistant that this demo trained, ready for a shell."""
+    program = "demeanor" if shutil.which("demeanor") else str(Path(sys.executable).with_name("demeanor"))
+    weights = [] if runs == RUNS else ["--runs", str(runs)]
+    given = [str(path), *weights, *(word for one in overrides for word in ("--set", one))]
+    serving_at = [] if port == PORT else ["--port", str(port)]
+    found = [
+        ("talk to it:", shlex.join([program, "chat", *given])),
+        (
+            "its chat page:",
+            f"{shlex.join([program, 'serve', *given, *serving_at])}      then http://127.0.0.1:{port}",
+        ),
+    ]
+    return found if overrides else [*found, ("take it apart:", shlex.join([program, "tour", *weights]))]
 
 
 def _proofs(console: Console, stack: Stack, runs: Runs, results: Path) -> None:

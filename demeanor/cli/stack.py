@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -110,7 +111,7 @@ def init(
     if wish is None:
         for path in write_files(folder, force=force):
             print(f"wrote {path}")
-        print(f"\nnext: demeanor explain {folder / 'stack.yaml'}")
+        print(f"\nnext: demeanor explain {shlex.quote(str(folder / 'stack.yaml'))}")
         return
     planned = starter.plan(folder, wish)
     starter.write(planned, force=force)
@@ -118,7 +119,7 @@ def init(
         print(f"wrote {path}")
     for note in planned.notes:
         print(f"note: {note}")
-    there = "" if folder.resolve() == Path.cwd() else f"cd {folder}, then "
+    there = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))}, then "
     print(f"\nnext: {there}the commands of README.md; first: demeanor explain stack.yaml")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import date, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from fastapi.testclient import TestClient
 
 from demeanor import cli
 from demeanor.app import StackRuntime, load_stack
 from demeanor.cli import starter
+from demeanor.cli.demo import next_commands
 from demeanor.retrieval import formats
 from demeanor.server.application import app
 from demeanor.serving import ServedStack
@@ -301,3 +304,19 @@ def test_the_readme_serves_on_another_port_than_a_model_server_on_this_machine(
         line.removesuffix(" --watch").removesuffix(" --keys sqlite:///runs/keys.db") for line in each(serving)
     } == {f"demeanor serve stack.yaml{option}"}
     assert f"The chat page is at http://127.0.0.1:{port}," in readme
+
+
+def test_what_the_demo_says_to_type_next_works_with_its_runs_settings_and_port() -> None:
+    root: Any = typer.main.get_command(cli.app)
+
+    def read(command: str) -> tuple[str, dict[str, Any]]:
+        verb, *given = shlex.split(command.split("   then ")[0])[1:]
+        return verb, root.commands[verb].make_context(verb, given).params
+
+    told = next_commands(Path("demo/stack.yaml"), Path("my runs"), ["decoding.temperature=0"], 9000)
+    (chat, asked), (serve, served) = (read(command) for _, command in told)
+    assert (chat, serve, served["port"]) == ("chat", "serve", 9000)
+    for params in each([asked, served]):
+        assert (params["runs"], params["overrides"]) == (Path("my runs"), ["decoding.temperature=0"])
+    plain = [shlex.split(command)[1:3] for _, command in next_commands(Path("s"), Path("runs"), [], 8000)]
+    assert plain == [["chat", "s"], ["serve", "s"], ["tour"]]
