@@ -67,7 +67,7 @@ def _trained(lab: Lab) -> None:
     missing = [stage for stage in stack.chain(stack.serve) if not lab.services.is_trained(stack, stage)]
     if missing:
         first = (
-            "`demeanor demo` first (about 5 minutes)"
+            "`demeanor demo` first (5 to 10 minutes)"
             if lab.course.experiments is None
             else f"`demeanor tour smollm2 {stack.path.parent}` first (about 3 minutes)"
         )
@@ -168,7 +168,8 @@ def smollm2(
 def experiment(
     chapter: Number,
     guess: Annotated[
-        float | None, typer.Option(help="Your guess; it is saved before the result is known.")
+        str | None,
+        typer.Option(metavar="NUMBER", help="Your guess; it is saved before the result is known."),
     ] = None,
     stack: TourStack = None,
     runs: RunsFolder = RUNS,
@@ -181,19 +182,20 @@ def experiment(
     from demeanor.tour.chapters import chapter as named
 
     found_chapter = named(chapter)
+    guessed = None if guess is None else notebook.number(guess)
     lab = _lab(_stack(stack), runs, results, limit)
     reader = notebook.Notebook(lab.folder)
     _trained(lab)
-    if guess is None and sys.stdin.isatty():
-        guess = _asked(found_chapter)
-    if guess is not None:
-        reader.note(found_chapter, guess=guess)
+    if guessed is None and sys.stdin.isatty():
+        guessed = _asked(found_chapter)
+    if guessed is not None:
+        reader.note(found_chapter, guess=guessed)
     found = notebook.make(found_chapter, lab)
     console = outputs.console()
     outputs.show_blocks([found.table()], console)
     console.print(f"{found.said} ({found.counts()}, {found.seconds:.0f} s)", markup=False)
-    if guess is not None:
-        console.print(f"Your guess was {guess:g}.", markup=False)
+    if guessed is not None:
+        console.print(f"Your guess was {guessed:g}.", markup=False)
     console.print(
         f"The picture: {(lab.folder / f'{found.experiment}.svg').resolve().as_uri()}", soft_wrap=True
     )
@@ -206,29 +208,32 @@ def experiment(
 
 def _asked(chapter: Chapter) -> float | None:
     """The guess that a reader types; nothing typed is no guess."""
+    from demeanor.tour.notebook import number
+
     while text := typer.prompt(
         f"First guess. {chapter.guess} (Enter: no guess)", default="", show_default=False
     ):
         try:
-            return float(text.strip(" %"))
-        except ValueError:
-            typer.echo("wanted a number")
+            return number(text)
+        except UsageError as error:
+            typer.echo(str(error))
     return None
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def answer(
     chapter: Number,
-    number: Annotated[float, typer.Argument(metavar="NUMBER", help="Your answer.")],
+    given: Annotated[str, typer.Argument(metavar="NUMBER", help="Your answer.")],
     stack: TourStack = None,
     results: Results = RESULTS,
 ) -> None:
     """Check the answer of a chapter's exercise against your own run; exit code 1 if it is not within the interval."""
     from demeanor.tour.chapters import chapter as named
-    from demeanor.tour.notebook import Notebook
+    from demeanor.tour.notebook import Notebook, number
 
-    right, why = Notebook(_notes(stack, results)).check(named(chapter), number)
-    typer.echo(f"{'Right' if right else 'Not yet'}: {why}; you said {number:g}.")
+    said = number(given)
+    right, why = Notebook(_notes(stack, results)).check(named(chapter), said)
+    typer.echo(f"{'Right' if right else 'Not yet'}: {why}; you said {said:g}.")
     if not right:
         raise typer.Exit(NEGATIVE)
 

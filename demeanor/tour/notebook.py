@@ -6,6 +6,7 @@ In: chapters, a Lab. Out: files that survive kill -9, and what a page or the ter
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,18 @@ class Notebook:
         right, why = findings.verdict(given, found.answers[chapter.key])
         self.note(chapter, answer=given, right=right)
         return right, why
+
+
+def number(text: str) -> float:
+    """A guess or an answer as people write and copy it: 84, +84, −33, 84 %, 33,5. Raises UsageError."""
+    plain = text.replace("−", "-").replace(",", ".").strip(" %\n")
+    try:
+        found = float(plain)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"got '{text}', wanted a number, such as 84 or -33")
+    return found
 
 
 def make(chapter: Chapter, lab: Lab) -> Findings:

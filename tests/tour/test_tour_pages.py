@@ -16,7 +16,7 @@ from demeanor.cli import main
 from demeanor.core.errors import UsageError
 from demeanor.tour import findings
 from demeanor.tour.chapters import chapter, chapters
-from demeanor.tour.notebook import Notebook, Processes
+from demeanor.tour.notebook import Notebook, Processes, number
 from demeanor.tour.tour_pages import routes
 from tests.conftest import REPOSITORY, each
 
@@ -192,6 +192,23 @@ def test_the_chapters_are_listed_shown_and_answered(
     assert main(["tour", "answer", "1", "60", *results]) == 2
     assert "demeanor tour run 1" in capsys.readouterr().err
     assert main(["tour", "show", "11"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("−17", -17), ("+84", 84), ("84 %", 84), ("-33,5", -33.5), ("0", 0)]
+)
+def test_a_number_is_read_as_the_results_print_it(text: str, value: float) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("text", ["nan", "1e999", "-inf", "", "a half", "1.2.3"])
+def test_a_guess_or_an_answer_that_is_no_number_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = ["--results", str(tmp_path)]
+    assert main(["tour", "answer", "10", text, *results]) == 2
+    assert main(["tour", "run", "10", "--guess", text, *results]) == 2
+    assert capsys.readouterr().err.count(f"got '{text}', wanted a number") == 2
 
 
 def test_labels_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
