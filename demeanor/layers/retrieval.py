@@ -167,7 +167,7 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             turn = replace(turn, messages=inserted(turn.messages, question, found, spec.wording))
         for event in (*spent, *found):
             yield event
-        events = _verified(inner(turn), found) if verified and found else _overlapping(inner(turn), found)
+        events = (_verified if verified else _overlapping)(inner(turn), found)
         async for event in events:
             yield event
 

@@ -286,6 +286,14 @@ async def test_passages_are_added_whole_up_to_the_budget() -> None:
     assert [e.id for e in events if isinstance(e, Passage)] == ["a"]
 
 
+async def test_where_nothing_was_found_no_marker_leaves_either() -> None:
+    inner = says("You have 30 days to re", "turn goods. [1]")
+    events = await events_of(wrap(inner, [], citations="verified"), ask("When?"))
+    assert "".join(t.text for t in only(events, Text)).strip() == "You have 30 days to return goods."
+    assert [u.reason for u in only(events, Unsupported)] == ["unknown"]
+    assert isinstance(events[-1], Done)
+
+
 async def test_only_true_markers_leave_when_citations_are_verified() -> None:
     inner = script(
         [Text("Corkel"), Text(" at 9 [1]. Jorpel at 1"), Text("8 [1]. Berth"), Text(" 4 [2]."), Done("stop")]
