@@ -25,8 +25,9 @@ async function follow() {
 
 async function run() {
   const guess = number("guess");
+  if (guess !== null && !Number.isFinite(guess)) { $("said").hidden = false; $("said").textContent = "Write a number, or leave the guess empty."; return; }
   try {
-    await post(`/tour/${chapter}/run`, guess === null || Number.isNaN(guess) ? {} : { guess });
+    await post(`/tour/${chapter}/run`, guess === null ? {} : { guess });
     $("run").dataset.began = "yes";
     await follow();
   } catch (error) {
@@ -37,7 +38,7 @@ async function run() {
 
 async function check() {
   const answer = number("answer");
-  if (answer === null || Number.isNaN(answer)) { $("verdict").textContent = "Write a number."; return; }
+  if (answer === null || !Number.isFinite(answer)) { $("verdict").textContent = "Write a number."; return; }
   try {
     const { right, why } = await post(`/tour/${chapter}/answer`, { answer });
     $("verdict").textContent = `${right ? "Right" : "Not yet"}: ${why}.`;
