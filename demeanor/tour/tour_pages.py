@@ -262,7 +262,7 @@ def _exercise(one: Chapter, answer: Any) -> str:
 
 
 def _filled(number: Any) -> str:
-    return "" if number is None else escape(str(number))
+    return f"{number:g}" if isinstance(number, int | float) else ""
 
 
 def _mine(one: Chapter, found: Findings) -> str:

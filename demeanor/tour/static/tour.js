@@ -16,8 +16,8 @@ function number(id) {
 
 async function follow() {
   const { state, said } = await (await fetch(`/tour/${chapter}/state`)).json();
-  $("said").hidden = state === "idle";
-  $("said").textContent = state === "done" ? "" : said || "starting ...";
+  $("said").hidden = state === "idle" || state === "done";
+  $("said").textContent = said || "starting ...";
   $("run").disabled = state === "running";
   if (state === "running") setTimeout(follow, 1000);
   if (state === "done" && $("run").dataset.began) location.reload();
