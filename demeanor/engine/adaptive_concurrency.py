@@ -98,6 +98,11 @@ class AdaptiveConcurrency:
             self._narrow(self.width / 2)
         return True
 
+    def refused(self, asked: float) -> None:
+        """Learn that the server takes no more requests for now (429)."""
+        if asked >= self._changed:
+            self._narrow(self.width / 2)
+
     def _narrow(self, width: float) -> None:
         self.width, self._changed = max(1.0, width), self.clock()
 
@@ -117,6 +122,8 @@ def paced(inner: Respond, places: AdaptiveConcurrency) -> Respond:
                     yield event
                 return
             except UpstreamError as error:
+                if error.status == 429 and not begun:
+                    places.refused(asked)
                 late = error.code == "upstream_timeout" and not begun
                 if not late or not places.silent(asked) or tried == TRIES:
                     raise

@@ -24,7 +24,7 @@ from typing import IO, Any, ClassVar, NamedTuple, Self, TypeAlias, TypeVar, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demeanor.core.errors import DataError, DemeanorError, RequestError
+from demeanor.core.errors import DataError, DemeanorError, RequestError, UpstreamError
 from demeanor.core.files import lock
 from demeanor.core.types import (
     Completion,
@@ -279,15 +279,17 @@ async def score_again(row: Row, item: Item, score: Scorer) -> Row:
 
 
 async def _answer(respond: Respond, turn: Turn, item: Item) -> tuple[Completion, float]:
-    """One answered turn and when its last try started (s); waits as told by a 429, `PATIENCE_S` at most in all."""
+    """One answered turn and when its last try started (s); waits as told by a 429, of another server too, `PATIENCE_S` at most in all."""
     waited = 0.0
     while True:
         started = time.perf_counter()
         try:
             return await ask(respond, turn, item), started
-        except RequestError as error:
-            wait_s = max(0.01, error.retry_after_s if error.retry_after_s is not None else 1.0)
-            if error.status != TOO_MANY_REQUESTS or waited + wait_s > PATIENCE_S:
+        except (RequestError, UpstreamError) as error:
+            told_s = error.retry_after_s
+            wait_s = max(1.0, waited) if told_s is None else max(0.01, told_s)
+            spent = isinstance(error, UpstreamError) and not error.again  # a quota that waiting does not fill
+            if error.status != TOO_MANY_REQUESTS or spent or waited + wait_s > PATIENCE_S:
                 raise
             waited += wait_s
             await asyncio.sleep(wait_s)

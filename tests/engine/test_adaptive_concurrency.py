@@ -131,6 +131,17 @@ async def test_other_failures_and_those_after_a_part_of_the_answer_are_not_asked
         assert (len(asked), places.taken) == (1, 0)
 
 
+async def test_a_server_that_takes_no_more_requests_is_asked_fewer_at_once() -> None:
+    async def full(turn: Turn) -> AsyncGenerator[Event, None]:
+        raise UpstreamError("slow down", status=429, again=True)
+        yield Text("")
+
+    places = AdaptiveConcurrency(PATIENCE_S, first=8)
+    with pytest.raises(UpstreamError, match="slow down"):
+        await complete(paced(full, places), Turn((Message("user", "?"),), Decoding()))
+    assert (places.width, places.taken) == (4.0, 0)
+
+
 async def test_a_question_that_is_cancelled_while_it_waits_leaves_its_place_to_the_next() -> None:
     places = AdaptiveConcurrency(PATIENCE_S, first=1)
     await places.take()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from demeanor.core import registry
-from demeanor.core.errors import DataError, DemeanorError, RequestError
+from demeanor.core.errors import DataError, DemeanorError, RequestError, UpstreamError
 from demeanor.core.types import (
     Completion,
     Decoding,
@@ -50,10 +50,15 @@ def exact(item: Item, completion: Completion) -> Score:
 class Scripted:
     """An assistant that answers the number asked for, counts its calls and can be told to fail."""
 
-    def __init__(self, fail: set[str] = frozenset(), busy: int = 0) -> None:  # type: ignore[assignment]
+    def __init__(
+        self,
+        fail: set[str] = frozenset(),  # type: ignore[assignment]
+        busy: int = 0,
+        refusal: Callable[[], Exception] = lambda: RequestError("slow down", status=429, retry_after_s=0.01),
+    ) -> None:
         self.calls: Counter[str] = Counter()
         self.turns: list[Turn] = []
-        self.fail, self.busy = fail, busy
+        self.fail, self.busy, self.refusal = fail, busy, refusal
 
     async def __call__(self, turn: Turn) -> AsyncIterator[Event]:
         number = turn.messages[-1].content.split()[-1].rstrip("?")
@@ -61,7 +66,7 @@ class Scripted:
         self.turns.append(turn)
         if self.busy > 0:
             self.busy -= 1
-            raise RequestError("slow down", status=429, retry_after_s=0.01)
+            raise self.refusal()
         if number in self.fail:
             raise DemeanorError(f"no {number}")
         await asyncio.sleep(0)
@@ -181,11 +186,42 @@ async def test_a_scorer_that_breaks_is_an_error_row_too(tmp_path: Path) -> None:
     assert rows[0].error == "ValueError: no such unit"
 
 
-async def test_a_rate_limit_is_waited_for_and_is_no_error(tmp_path: Path) -> None:
-    one = Scripted(busy=3)
+def limited(again: bool = True, status: int = 429) -> Exception:
+    return UpstreamError("slow down", status=status, retry_after_s=0.01, again=again)
+
+
+@pytest.mark.parametrize("refusal", [None, limited])
+async def test_a_rate_limit_is_waited_for_and_is_no_error(
+    refusal: Callable[[], Exception] | None, tmp_path: Path
+) -> None:
+    one = Scripted(busy=3) if refusal is None else Scripted(busy=3, refusal=refusal)
     rows = await go(tmp_path / "rows.jsonl", {"one": one}, concurrency=1)
     assert all(r.value == 1.0 for r in rows)
     assert sum(one.calls.values()) == 9
+
+
+@pytest.mark.parametrize("given", [{"again": False}, {"status": 503}])
+async def test_a_quota_that_is_spent_and_another_failure_are_not_waited_for(
+    given: dict[str, bool | int], tmp_path: Path
+) -> None:
+    one = Scripted(busy=1, refusal=lambda: limited(**given))  # type: ignore[arg-type]
+    rows = await go(tmp_path / "rows.jsonl", {"one": one}, concurrency=1)
+    assert [bool(r.error) for r in rows] == [True, False, False, False, False, False]
+
+
+async def test_a_rate_limit_that_names_no_time_is_waited_for_longer_each_time_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.extend([seconds] if seconds else [])
+
+    monkeypatch.setattr("demeanor.evaluation.experiment.asyncio.sleep", sleep)
+    one = Scripted(busy=99, refusal=lambda: UpstreamError("slow down", status=429, again=True))
+    (row,) = await go(tmp_path / "rows.jsonl", {"one": one}, items=ITEMS[:1])
+    assert "slow down" in row.error
+    assert waits == [1, 1, 2, 4, 8, 16, 32]
 
 
 async def test_no_more_than_the_given_number_of_answers_are_wanted_at_once(tmp_path: Path) -> None:
