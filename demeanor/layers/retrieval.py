@@ -167,7 +167,8 @@ def wrap(spec: Spec, inner: Respond, kit: Kit) -> Respond:
             turn = replace(turn, messages=inserted(turn.messages, question, found, spec.wording))
         for event in (*spent, *found):
             yield event
-        events = (_verified if verified else _overlapping)(inner(turn), found)
+        changed = verified and turn.decoding.form is None  # [1, 2] of JSON is no marker
+        events = (_verified if changed else _overlapping)(inner(turn), found)
         async for event in events:
             yield event
 

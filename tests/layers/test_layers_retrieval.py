@@ -18,6 +18,7 @@ from demeanor.core.types import (
     Citation,
     Done,
     Message,
+    OutputFormat,
     Passage,
     Respond,
     Text,
@@ -292,6 +293,16 @@ async def test_where_nothing_was_found_no_marker_leaves_either() -> None:
     assert "".join(t.text for t in only(events, Text)).strip() == "You have 30 days to return goods."
     assert [u.reason for u in only(events, Unsupported)] == ["unknown"]
     assert isinstance(events[-1], Done)
+
+
+@pytest.mark.parametrize("found", [[], [Passage("a", "Corkel leaves at 9.", 3.0, "a")]])
+async def test_lists_of_an_answer_in_a_requested_format_are_no_markers(found: list[Passage]) -> None:
+    said = '{"pages": [1, 7], "of": [2]}'
+    turn = ask("When?")
+    turn = replace(turn, decoding=replace(turn.decoding, form=OutputFormat("json_object")))
+    events = await events_of(wrap(says(said[:12], said[12:]), found, citations="verified"), turn)
+    assert "".join(t.text for t in only(events, Text)) == said
+    assert only(events, Unsupported) == []
 
 
 async def test_only_true_markers_leave_when_citations_are_verified() -> None:
