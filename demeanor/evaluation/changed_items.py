@@ -134,9 +134,9 @@ def _listed(result: Result, changes: Sequence[Change], printed: int) -> list[Blo
         shown.append(Paragraph(StyledText(f"{plural(left, 'more item')} in the result file.", "soft")))
     if len(changes) == printed:
         return shown
-    more = Paragraph(
-        StyledText(f"{plural(len(changes) - printed, 'more item')} in the page, not printed.", "soft")
-    )
+    place = "in the page or the result file" if left > 0 else "in the page"
+    told = f"{plural(len(changes) - printed, 'more item')} {place}, not printed."
+    more = Paragraph(StyledText(told, "soft"))
     return [*shown[:printed], OnlyFor(SCREEN, tuple(shown[printed:])), OnlyFor(PAPER, (more,))]
 
 
