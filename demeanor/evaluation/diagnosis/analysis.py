@@ -527,7 +527,8 @@ def section(found: Diagnosis) -> Section:
         Table(COLUMNS, tuple(_row(r) for r in repairs), text=(0, 1)),
         Paragraph(
             "Net: the change of all items, controls weighed up to what they stand for; bold or * where its interval lies above zero and the "
-            f"p after Holm agrees. Tokens and ms: change per answer.{_flattered(found)}",
+            "p after Holm agrees. Tokens and ms: change per answer; ms has the time that answers waited for each other, so it also shows what else "
+            f"the machine did in the two runs.{_flattered(found)}",
             "note",
         ),
     ]
