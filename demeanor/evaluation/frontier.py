@@ -481,7 +481,9 @@ def section(found: Frontier) -> Section:
             ),
             figures,
             points_table(found),
-            Paragraph("ms: mean time of an answer, with the time that answers waited for each other.", "note"),
+            Paragraph(
+                "ms: mean time of an answer, with the time that answers waited for each other.", "note"
+            ),
             *_thresholds(swept),
             *_own(declared),
             *(block for p in declared if p.lost for block in _lost(p)),
