@@ -120,7 +120,8 @@ def stage(chapters: dict[str, tuple[str, ...]]) -> None:
 
 
 def _linked(text: str, folder: Path) -> str:
-    """Return a page with links below docs/ relative to it, links to files that the site lacks as plain text, no notes for tests."""
+    """Return a page with links below docs/ relative to it, links to reports that open them, links to files that the site lacks as
+    plain text, no notes for tests."""
     text = NOTES.sub("", text)
 
     def one(found: re.Match[str]) -> str:
@@ -129,6 +130,9 @@ def _linked(text: str, folder: Path) -> str:
         if "://" in target or not path:
             return found[0]
         file = (folder / path).resolve()
+        if file.parent == DOCS / "examples" and file.suffix == ".html" and file.exists():
+            up = "" if folder == ROOT else "../" * len(folder.resolve().relative_to(DOCS).parts)
+            return f'<a href="{up}{file.name}">{label[1:-1]}</a>'  # opened, not downloaded; conf.py puts it in the root
         if file.is_relative_to(DOCS):
             base = (DOCS if folder == ROOT else folder).resolve()
             return f"{label}({_relative(file, base)}{mark}{anchor})"
