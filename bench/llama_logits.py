@@ -18,12 +18,14 @@ class LlamaFile:
     """A loaded GGUF file, of which several readers can be made."""
 
     def __init__(self, path: Path) -> None:
-        import llama_cpp as ll  # type: ignore[import-not-found,unused-ignore]
-
-        self.ll, self._quiet = (
-            ll,
-            ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_mute),
-        )
+        try:
+            import llama_cpp as ll  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            raise SystemExit(
+                "this comparison needs llama.cpp's C functions: bench/.venv/bin/pip install llama-cpp-python"
+            ) from None
+        self.ll = ll
+        self._quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(_mute)
         ll.llama_log_set(self._quiet, None)
         ll.llama_backend_init()
         self.model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())

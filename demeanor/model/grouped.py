@@ -152,10 +152,7 @@ def group_panels(matrix: Grouped, outputs: int) -> Tensor:
     A panel holds for each group: scales, minima, then for each step of 4 inputs 4 unsigned bytes of every output;
     with 4 bits step s is in the low half of a byte and step s + 4 in its high half.
     """
-    layout, (panels, G) = (
-        LAYOUTS[matrix.format],
-        (len(matrix.packed_OB) // outputs, matrix.scales_OG.shape[1]),
-    )
+    layout, G, panels = LAYOUTS[matrix.format], matrix.scales_OG.shape[1], len(matrix.packed_OB) // outputs
     size = outputs * (GROUP * layout.bits // 8 + 2 * (1 + layout.minima))
     found = torch.empty(panels, G, size, dtype=torch.uint8)
     for first in range(0, panels, PANELS_AT_ONCE):
@@ -167,6 +164,7 @@ def group_panels(matrix: Grouped, outputs: int) -> Tensor:
 
 
 def _panels(matrix: Grouped, outputs: int) -> Tensor:
+    """The panels of a matrix, all laid out at once."""
     layout, G = LAYOUTS[matrix.format], matrix.scales_OG.shape[1]
     if layout.bits == 8:
         unsigned = _in_groups(matrix.packed_OB).view(torch.uint8) ^ 128  # from two's complement: + 128
