@@ -317,6 +317,7 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
         table.add_column(head, justify="left" if not head else "right")
     for callers in CALLERS:
         mine = [x["tokens_per_s"] for x in rows if x["who"] == whos[0] and x["callers"] == callers]
+        most = max(sum(x["who"] == who and x["callers"] == callers for x in rows) for who in whos)
         for who in whos:
             some = [x for x in rows if x["who"] == who and x["callers"] == callers]
             if not some:
@@ -325,9 +326,10 @@ def show(rows: list[dict[str, Any]], whos: list[str], title: str) -> None:
             ratio = ""
             if who != whos[0] and len(speeds) == len(mine) and all(speeds) and all(mine):
                 ratio = "{:.1f} [{:.1f}, {:.1f}]".format(*interval([a / b for a, b in zip(mine, speeds)]))
+            of = "" if len(some) == most else f" ({len(some)} of {most} rounds)"
             table.add_row(
                 str(callers),
-                who,
+                who + of,
                 f"{statistics.median(speeds):,.0f}",
                 ratio,
                 shown([x["first"]["p50"] for x in some]),
