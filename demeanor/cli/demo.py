@@ -14,8 +14,7 @@ from rich.console import Console
 
 from demeanor import app, serving
 from demeanor.app import load_stack
-from demeanor.cli.options import RUNS
-from demeanor.cli.starter import PORT
+from demeanor.cli.options import PORT, RUNS
 from demeanor.core.errors import DemeanorError, UsageError
 from demeanor.evaluation import attribution, base_prompting, frontier, gate, ladder
 from demeanor.evaluation.diagnosis import diagnose

@@ -75,6 +75,8 @@ CompareKey = Annotated[
     ),
 ]
 RUNS, RESULTS = Path("runs"), Path("results")
+PORT = 8000
+"""Where the API and its pages are served unless told otherwise."""
 TurnsDatabase = Annotated[
     str, typer.Option("--database", metavar="URL", help="The database of the record layer.")
 ]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from demeanor.cli.options import RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, load
+from demeanor.cli.options import PORT, RESULTS, RUNS, Overrides, Results, RunsFolder, StackFile, load
 from demeanor.cli.tables import columns
 from demeanor.core import hardware
 from demeanor.core.errors import DemeanorError, UsageError
@@ -44,7 +44,7 @@ def demo(
     serving: Annotated[
         bool, typer.Option("--serve", help="Serve the chat page and the API at the end.")
     ] = False,
-    port: Annotated[int, typer.Option(help="Port of --serve.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of --serve.")] = PORT,
     dtype: TrainingFormat = "auto",
     overrides: Overrides = None,
     runs: RunsFolder = RUNS,
@@ -293,7 +293,7 @@ def _above_zero(value: float | None) -> float | None:
 def serve(
     stack: StackFile,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = PORT,
     api_key: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY", help="Require this key (repeatable); or DEMEANOR_API_KEYS=a,b."),

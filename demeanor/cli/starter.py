@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from demeanor.cli.options import load
+from demeanor.cli.options import PORT, load
 from demeanor.core.errors import DemeanorError, UsageError
 
 Kind = Literal["remote", "base", "gguf"]
@@ -30,7 +30,6 @@ DOCUMENTS = ("opening.md", "hire.md", "trouble.md")
 MOST_UP = 2
 WANTED = "files that end with .md, .txt, .html, .pdf, .docx or .jsonl"
 LOCAL = ("127.0.0.1", "localhost", "::1")
-PORT = 8000  # of `serve`
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from demeanor.cli.options import RESULTS, RUNS, Limit, Results, RunsFolder
+from demeanor.cli.options import PORT, RESULTS, RUNS, Limit, Results, RunsFolder
 from demeanor.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def tour(
     stack: TourStack = None,
     runs: RunsFolder = RUNS,
     results: Results = RESULTS,
-    port: Annotated[int, typer.Option(help="Port of the pages; 0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port of the pages; 0: any free one.")] = PORT,
     limit: Limit = None,
 ) -> None:
     """Show the chapters as pages beside the chat page, on this machine only, and run experiments from there."""
