@@ -62,16 +62,21 @@ mutants: .venv/dev ## plant mistakes in a copy of the code; the nearest tests mu
 experiments: .venv/dev ## long experiments: print a table each, write JSON under results/
 	@$(BIN)/python -m pytest -q -s -m experiment tests $(ARGS)
 
-bench/.venv/ready: bench/requirements.txt
-	@echo "setting up bench/.venv with the peers (about 2 minutes the first time)"
+# llama.cpp compiled for this CPU is tried once (CMAKE_ARGS: no Llava); without a compiler the benchmarks go on, and say that it is absent
+bench/.venv/ready: bench/requirements.txt bench/optional.txt
+	@echo "setting up bench/.venv with the peers (about 2 minutes the first time; llama.cpp is compiled, some minutes more)"
 	@test -x bench/.venv/bin/python || $(PYTHON) -m venv bench/.venv
 	@bench/.venv/bin/python -m pip install -q --disable-pip-version-check -r $< 2>&1 | grep -v '^WARNING: Location' || true
+	@CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" bench/.venv/bin/python -m pip install -q --disable-pip-version-check \
+		--no-binary llama-cpp-python -r bench/optional.txt > bench/.venv/optional.log 2>&1 || \
+		echo "llama-cpp-python could not be built (it needs a C++ compiler and the network; bench/.venv/optional.log): parts that need it say so"
 	@bench/.venv/bin/python -c "import trl, peft, pydantic"
 	@touch $@
 
 DEVICE ?= cpu
-bench: bench/.venv/ready ## training and online steps against TRL (DEVICE=cuda on a GPU), decoding and serving against peers: tables, JSON under results/; ARGS=--quick: under 10 minutes
-	@bench/.venv/bin/python -m bench.all --device $(DEVICE) $(ARGS)
+PEERS ?= bench/.venv
+bench: $(if $(filter bench/.venv,$(PEERS)),bench/.venv/ready) ## every benchmark and a scorecard, about 70 minutes: training against TRL, decoding and serving against peers (DEVICE=cuda on a GPU); ARGS=--quick: 10 minutes
+	@PYTHONPATH=. $(PEERS)/bin/python -m bench.all --device $(DEVICE) $(ARGS)
 
 bench/.venv-clients/ready: bench/clients.txt
 	@echo "setting up bench/.venv-clients and bench/.node with the clients (about 4 minutes the first time)"

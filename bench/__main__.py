@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from bench.work import Work, model_config, works
+from bench.parts import save
+from bench.work import Work, model_config, small, works
 from demeanor.core.files import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS, TUNED, FREE, DEFAULTS = "demeanor", "trl tuned", "trl padding-free", "trl defaults"
-STEPS_EQUAL = 5
 
 
 class Contender:
@@ -79,7 +79,7 @@ def loss_gap(work: Work, device: str, threads: int) -> float:
         contender = Contender(_asked(work, who, "fp32", device), who, threads)
         losses.append(contender.go()["losses"])
         contender.close()
-    assert len(losses[0]) == len(losses[1]) == STEPS_EQUAL, losses
+    assert len(losses[0]) == len(losses[1]) == small(work).steps, losses
     return max(abs(a - b) for a, b in zip(*losses))
 
 
@@ -155,7 +155,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         whos.insert(2, FREE)
     found = race(work, whos, options.rounds, options.device, options.threads)
     seconds = {who: [sum(p["seconds"]) for p in passes[1:]] for who, passes in found.items()}
-    rows = work.batch * work.steps
+    rows, needed = work.batch * work.steps, useful_flops(work, options.device)
     pairs = rows * (6 if "K=4" in work.name else 1)
     ratio, fullness = fill(work)
     line: dict[str, Any] = {
@@ -164,8 +164,9 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
         "pairs": pairs,
         "prompt_per_completion": round(ratio, 2),
         "fill": round(fullness, 2),
-        "flops": useful_flops(work, options.device),
+        "flops": needed,
         "peak_flops": options.peak,
+        "of_peak": interval([needed / s / options.peak for s in seconds[OURS]]),
         "seconds": {who: [round(s, 4) for s in x] for who, x in seconds.items()},
         "memory_mb": {who: round(max(p["memory_mb"] for p in passes)) for who, passes in found.items()},
         "faster": {
@@ -184,8 +185,12 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
             for who in whos[1:]
         },
     }
-    if options.device == "cpu" and work.model is None:
-        line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
+    if options.device == "cpu" and not (work.model and work.lora):  # adapters begin with other random numbers
+        try:
+            line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
+        except SystemExit as error:  # the times above stay
+            line["loss_gap_error"] = str(error)
+            print(error, file=sys.stderr)
     return line
 
 
@@ -231,6 +236,7 @@ def main() -> int:
     """Run the chosen lines, print after each, write results/bench-training.json."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument("--only", default="", help="only work whose name contains this")
+    parser.add_argument("--without", nargs="+", default=[], help="no work whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=3, help="timed passes of each contender")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
@@ -247,12 +253,12 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     options.peak = measured_peak(options.device, torch.bfloat16)
     chosen = [w for w in works(options.device, options.model) if options.only in w.name]
+    chosen = [w for w in chosen if not any(x in w.name for x in options.without)]
     if not (ROOT.parent / "shared" / "data").is_dir():
         print("bench: ../shared is absent: rows of real lengths are left out")
         chosen = [w for w in chosen if not w.real]
     lines: list[dict[str, Any]] = []
     out = ROOT / "results" / f"bench-training-{'real' if options.model else options.device}.json"
-    out.parent.mkdir(exist_ok=True)
     if options.add and out.exists():
         names = {work.name for work in chosen}
         lines = [line for line in json.loads(out.read_text())["lines"] if line["work"] not in names]
@@ -260,12 +266,7 @@ def main() -> int:
         started = time.time()
         lines.append({**measure(work, options), "load": os.getloadavg(), **origin()})
         print(f"[{i + 1}/{len(chosen)}] {work.name}: {time.time() - started:.0f} s", file=sys.stderr)
-        out.write_text(
-            json.dumps(
-                {"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()}, indent=1
-            )
-            + "\n"
-        )
+        save(out, {"lines": lines, "load": os.getloadavg(), "threads": options.threads, **origin()})
     show(lines, options)
     print(f"written: {out}")
     return 0

@@ -250,6 +250,22 @@ class Contender:
         self._log.close()
 
 
+def rows_of(
+    found: dict[tuple[str, int], list[float]], said: dict[tuple[str, int], Any], threads: int
+) -> list[dict[str, Any]]:
+    """A row for each contender and number of requests: speeds, and the share of tokens that equal those of transformers in fp32."""
+    rows = []
+    for (who, size), speeds in found.items():
+        truth = said.get(("generate fp32", size))
+        same = None
+        if truth is not None:
+            equal = sum(a == b for x, y in zip(said[who, size], truth) for a, b in zip(x, y))
+            same = equal / (size * NEW)
+        row = {"who": who, "threads": threads, "requests": size, "tokens_per_s": speeds}
+        rows.append({**row, "median": statistics.median(speeds), "same_tokens": same})
+    return rows
+
+
 def main() -> int:
     """Take turns, print the table, write results/decoding.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -264,42 +280,30 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from bench.parts import save
     from demeanor.core.files import origin
 
     rows: list[dict[str, Any]] = []
+    out = ROOT / "results" / "decoding.json"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make(folder)
         for threads in options.threads:
             found: dict[tuple[str, int], list[float]] = {}
             said: dict[tuple[str, int], Any] = {}
-            for size in SIZES:
-                for who in options.only or (*OURS, *PEERS):  # one at a time in memory: the cores are few
-                    contender = Contender(who, folder, threads)
+            for who in options.only or (*OURS, *PEERS):  # one at a time in memory: the cores are few
+                contender = Contender(who, folder, threads)
+                for size in SIZES:
                     contender.go(size, 99)  # warm
                     for round_ in range(options.rounds):
                         answer = contender.go(size, round_)
                         found.setdefault((who, size), []).append(answer["tokens"] / answer["seconds"])
                         said[who, size] = answer["said"]
-                    contender.close()
-            for (who, size), speeds in found.items():
-                truth = said.get(("generate fp32", size))
-                same = (
-                    None
-                    if truth is None
-                    else sum(a == b for x, y in zip(said[who, size], truth) for a, b in zip(x, y))
-                    / (size * NEW)
-                )
-                rows.append(
-                    {
-                        "who": who,
-                        "threads": threads,
-                        "requests": size,
-                        "tokens_per_s": speeds,
-                        "median": statistics.median(speeds),
-                        "same_tokens": same,
-                    }
-                )
+                contender.close()
+                so_far = rows + rows_of(found, said, threads)
+                save(out, {"rows": so_far, "load": os.getloadavg(), **origin()})
+                print(f"{who}, {threads} threads: done", file=sys.stderr, flush=True)
+            rows += rows_of(found, said, threads)
     table = Table(
         title=f"tokens per second, median of {options.rounds} rounds (lowest-highest); in brackets: share of "
         "tokens equal to transformers fp32",
@@ -321,9 +325,6 @@ def main() -> int:
                 ),
             )
     Console(width=150).print(table)
-    out = ROOT / "results" / "decoding.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"rows": rows, "load": os.getloadavg(), **origin()}, indent=1) + "\n")
     print(f"written: {out}")
     return 0
 

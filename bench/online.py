@@ -33,6 +33,7 @@ from bench.online_worker import (
     PROMPTS,
     TUNED,
 )
+from bench.parts import save
 from demeanor.core.files import origin
 
 WHO = {
@@ -97,21 +98,24 @@ def main() -> int:
     """Run the chosen objectives, print after each, write results/bench-online.json."""
     parser = argparse.ArgumentParser(prog="python -m bench.online", description=__doc__)
     parser.add_argument("--only", choices=KINDS, help="one objective")
+    parser.add_argument(
+        "--tuned", action="store_true", help="without TRL as shipped and its continuous batching"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="timed passes (of 2 steps) of each contender")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     options = parser.parse_args()
     out = ROOT / "results" / "bench-online.json"
-    out.parent.mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = []
     if options.only and out.exists():  # the other objectives' lines stay
         lines = [x for x in json.loads(out.read_text())["lines"] if x["kind"] != options.only]
     for kind in KINDS:
         if options.only in (None, kind):
-            found = race(kind, WHO[kind], options.rounds, options.threads)
+            whos = tuple(w for w in WHO[kind] if not (options.tuned and w in (DEFAULTS, BATCHING)))
+            found = race(kind, whos, options.rounds, options.threads)
             lines += [line(kind, who, x, found[SAME.get(who, OURS)]) for who, x in found.items()]
             about = {"group": GROUP, "prompts": PROMPTS, "prompt_tokens": PROMPT, "new_tokens": NEW}
             about |= {"threads": options.threads, "rounds": options.rounds, "load": os.getloadavg()}
-            out.write_text(json.dumps({"lines": lines, **origin(), **about}, indent=1) + "\n")
+            save(out, {"lines": lines, **origin(), **about})
             show(
                 lines, f"{PROMPTS} x {GROUP} completions, {PROMPT} + {NEW} tokens, {options.threads} threads"
             )

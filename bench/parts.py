@@ -7,6 +7,7 @@ the end. Ctrl-C ends the part that runs and says what was not run.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import resource
@@ -19,20 +20,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from demeanor.core import hardware
-from demeanor.core.files import origin
+from demeanor.core.files import origin, write_json
 from demeanor.core.table import Table
 
 PATIENCE_S = 10.0  # between asking a part to end and ending it
 
 
 class Part(NamedTuple):
-    """A command line, the seconds that it may take, exit codes that are no failure, and parts without which it makes no sense."""
+    """A command line, the seconds that it may take, exit codes that are no failure, and parts without which it makes no sense.
+
+    `share_s`: the seconds of a plan that are kept for it while others run before it, unless it is `spare`.
+    """
 
     name: str
     command: Sequence[str]
     limit_s: float
     codes: frozenset[int] = frozenset({0})
     needs: tuple[str, ...] = ()
+    share_s: float = 0.0
+    spare: bool = False
 
 
 def machine() -> dict[str, Any]:
@@ -42,6 +48,20 @@ def machine() -> dict[str, Any]:
         name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
         return {"cpu": name, "cores": len(hardware.cores()), "memory_bytes": hardware.memory_bytes()}
     return {"cpu": platform.processor(), "cores": os.cpu_count(), "memory_bytes": hardware.memory_bytes()}
+
+
+def save(path: Path, value: Any) -> None:
+    """Write results as JSON, atomically; a number that is not finite (the interval of one round) becomes null."""
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, Mapping):
+            return {key: plain(item) for key, item in x.items()}
+        if isinstance(x, list | tuple):
+            return [plain(item) for item in x]
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, plain(value))
 
 
 def run_part(part: Part, limit_s: float) -> dict[str, Any]:
@@ -77,6 +97,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def time_for(parts: Sequence[Part], i: int, left_s: float) -> float:
+    """Seconds that part i may take when so many are left for all: its limit, but not the shares of later parts.
+
+    A part that is not spare also takes those of later spare parts.
+    """
+    kept = (p.share_s for p in parts[i + 1 :] if parts[i].spare or not p.spare)
+    return min(parts[i].limit_s, left_s - sum(kept))
+
+
 def run_parts(
     parts: Sequence[Part],
     write: Callable[[dict[str, Any]], None],
@@ -88,9 +117,10 @@ def run_parts(
     found: dict[str, dict[str, Any]] = dict(known or {})
     end = None if total_s is None else time.monotonic() + total_s
     for i, part in enumerate(parts):
-        left = part.limit_s if end is None else min(part.limit_s, end - time.monotonic())
+        left = part.limit_s if end is None else time_for(parts, i, end - time.monotonic())
         failed = [name for name in part.needs if name in found and found[name]["outcome"] != "done"]
-        print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
+        plan = f" (planned {part.share_s / 60:.1f} min, at most {left / 60:.1f})" if part.share_s else ""
+        print(f"\n== {part.name}{plan}: {' '.join(part.command[1:])}", flush=True)
         if failed or left < 1:
             found[part.name] = {
                 "outcome": f"not run: {failed[0]} did not end well" if failed else "not run: no time left"

@@ -257,7 +257,7 @@ def load(new: int, only: list[str] | None) -> list[dict[str, Any]]:
             )
         )
         serve = [
-            str(ROOT / "bench" / ".venv" / "bin" / "transformers"),
+            str(Path(sys.executable).parent / "transformers"),
             "serve",
             "--host",
             "127.0.0.1",

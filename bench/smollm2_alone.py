@@ -25,6 +25,7 @@ hardware.prepare(None)
 
 import torch  # noqa: E402
 
+from bench.peaks import peak, shares  # noqa: E402
 from demeanor.core.files import origin, write_json  # noqa: E402
 from demeanor.core.types import Decoding  # noqa: E402
 from demeanor.engine.local import LocalEngine, Request  # noqa: E402
@@ -41,8 +42,17 @@ def resident_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def rates(engine: LocalEngine, calls: int) -> dict[str, float]:
-    """Tokens a second: prompts read alone, and answers of 64 tokens to prompts of 32, which are counted in the time."""
+def format_of(engine: LocalEngine) -> str:
+    """The format of the engine's products, as bench.peaks names it."""
+    held = getattr(engine._forward, "_native", None)
+    if held is None or held.compute == "bf16":
+        return "fp32" if held is None else "bf16"
+    return "int8" if any(format.startswith("q") for format in held.formats) else "fp32"
+
+
+def rates(engine: LocalEngine, folder: Path, calls: int) -> dict[str, float]:
+    """Tokens a second: prompts read alone, with the share of the best product measured just before, and answers of 64 tokens to prompts
+    of 32, which are counted in the time."""
     draw = random.Random(0)
 
     def request(length: int, new: int) -> Request:
@@ -59,7 +69,16 @@ def rates(engine: LocalEngine, calls: int) -> dict[str, float]:
         return round(median(found), 1)
 
     engine.generate([request(32, 8)])
-    read = {f"read {n}": rate(n, n, 1, 1) for n in PROMPTS}
+    read: dict[str, Any] = {}
+    for n in PROMPTS:
+        best = peak(folder, format_of(engine), engine)["peak"]
+        speed = read[f"read {n}"] = rate(n, n, 1, 1)
+        percent = {name: round(100 * x, 1) for name, x in shares(folder, n, speed, best or 1.0).items()}
+        read |= {
+            f"read {n}, % of the peak": percent["of_peak"],
+            f"read {n}, % by products only": percent["of_peak_products_only"],
+            f"read {n}, peak, GFLOP/s": best,
+        }
     return read | {f"decode {k}": rate(NEW * k, 32, NEW, k) for k in AT_ONCE}
 
 
@@ -99,8 +118,8 @@ def measured(folder: Path, answers: int, calls: int) -> dict[str, Any]:
     """Measure one folder in this process, which has loaded no weights before."""
     before = resident_mb()
     engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
-    row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine, calls)
-    if answers:
+    row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine, folder, calls)
+    if answers and "quantization" not in (folder / "config.json").read_text():
         row |= differences(engine, folder, answers)
     engine.close()
     return row
@@ -161,8 +180,10 @@ def main() -> None:
             write_json(options.out, {"folders": found, "load": os.getloadavg(), **origin()})
     for name, rows in found.items():
         print(name, *(f"{what}: {value}" for what, value in spread(rows).items()), sep="\n  ")
-        if options.answers:
-            print(f"  gaps of logits: {rows[0]['gaps_of_logits']}")
+        if "gaps_of_logits" in rows[0]:
+            print(
+                f"  {rows[0]['answers_that_differ']} of {rows[0]['answers']} answers differ; gaps of logits: {rows[0]['gaps_of_logits']}"
+            )
 
 
 if __name__ == "__main__":

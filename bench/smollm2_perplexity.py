@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bench.__main__ import ROOT
 from bench.llama_logits import LlamaFile
+from bench.parts import save
 from bench.smollm2_speed import found_model
 from demeanor.core.files import origin
 from demeanor.training.heldout import clustered
@@ -127,13 +128,46 @@ def prepared(model: Path, out: Path, format: str, settings: dict[str, str]) -> P
     return out
 
 
+def rows_of(
+    found: dict[str, tuple[list[float], int]], peers: dict[str, tuple[list[float], int]], tokens: int
+) -> list[dict[str, Any]]:
+    """The table's rows, of what was measured so far."""
+    lines: list[dict[str, Any]] = []
+    for name, (losses, size) in [*found.items(), *((f"llama.cpp {k}", v) for k, v in peers.items())]:
+        row: dict[str, Any] = {"format": name, "bytes": size}
+        row["perplexity"] = math.exp(sum(losses) / tokens / len(losses))
+        row["to_fp32"] = ratio(losses, found["fp32"][0], tokens)
+        if name in found and PEER[name] in peers:
+            row["peer"], row["to_peer"] = PEER[name], ratio(losses, peers[PEER[name]][0], tokens)
+        lines.append(row)
+    return lines
+
+
+def show(lines: list[dict[str, Any]], title: str) -> None:
+    """Print a row for each format."""
+    table = Table(title=title, box=None)
+    for head in ("format", "MB", "perplexity", "/ our fp32", "/ llama.cpp"):
+        table.add_column(head, justify="left" if head == "format" else "right")
+    for row in lines:
+        peer = "{:.4f} [{:.4f}, {:.4f}] {}".format(*row["to_peer"], row["peer"]) if "peer" in row else ""
+        table.add_row(
+            row["format"],
+            f"{row['bytes'] / 1e6:,.1f}",
+            f"{row['perplexity']:.3f}",
+            "{:.4f} [{:.4f}, {:.4f}]".format(*row["to_fp32"]),
+            peer,
+        )
+    Console(width=150).print(table)
+
+
 def main() -> int:
+    """Measure format after format beside llama.cpp's file of its size; write results/smollm2-perplexity.json after each."""
     parser = argparse.ArgumentParser(prog="python -m bench.smollm2_perplexity", description=__doc__)
     parser.add_argument(
         "--model", type=Path, help="SmolLM2-135M-Instruct, a folder; $SMOLLM2 or runs/smollm2 if not given"
     )
     parser.add_argument("--gguf", type=Path, help="folder of F16.gguf, Q8_0.gguf, Q4_0.gguf")
-    parser.add_argument("--texts", type=Path, default=ROOT / "shared" / "data")
+    parser.add_argument("--texts", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--chunks", type=int, default=36)
     parser.add_argument("--length", type=int, default=192, help="tokens of a chunk")
     parser.add_argument("--threads", type=int, default=2)
@@ -150,58 +184,32 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = chunks(model, options.texts, options.chunks, options.length)
     tokens = options.length - 1
-    found: dict[str, tuple[list[float], int]] = {"fp32": ours(model, rows)}
+    found: dict[str, tuple[list[float], int]] = {}
+    peers: dict[str, tuple[list[float], int]] = {}
     with contextlib.ExitStack() as stack:
         made = options.made or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in options.formats:
-            format, settings = FORMATS[name]
-            folder = made / "-".join([format, *settings.values()])
-            found[name] = ours(
-                folder if (folder / "config.json").is_file() else prepared(model, folder, format, settings),
-                rows,
-            )
-    peers = {}
-    for name in ("F16", "Q8_0", "Q4_0"):
-        path = (options.gguf or Path()) / f"{name}.gguf"
-        if importlib.util.find_spec("llama_cpp") is not None and path.is_file():
-            peers[name] = theirs(path, rows, options.threads)
-    lines: list[dict[str, Any]] = []
-    for name, (losses, size) in [*found.items(), *((f"llama.cpp {k}", v) for k, v in peers.items())]:
-        row: dict[str, Any] = {"format": name, "bytes": size}
-        row["perplexity"] = math.exp(sum(losses) / tokens / len(losses))
-        row["to_fp32"] = ratio(losses, found["fp32"][0], tokens)
-        if PEER.get(name) in peers:
-            row["peer"], row["to_peer"] = PEER[name], ratio(losses, peers[PEER[name]][0], tokens)
-        lines.append(row)
-    table = Table(
-        title=f"{len(rows)} chunks of {options.length} tokens: perplexity and ratios [95%]", box=None
-    )
-    for head in ("format", "MB", "perplexity", "/ our fp32", "/ llama.cpp"):
-        table.add_column(head, justify="left" if head == "format" else "right")
-    for row in lines:
-        peer = "{:.4f} [{:.4f}, {:.4f}] {}".format(*row["to_peer"], row["peer"]) if "peer" in row else ""
-        table.add_row(
-            row["format"],
-            f"{row['bytes'] / 1e6:,.1f}",
-            f"{row['perplexity']:.3f}",
-            "{:.4f} [{:.4f}, {:.4f}]".format(*row["to_fp32"]),
-            peer,
-        )
-    Console(width=150).print(table)
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(
-        json.dumps(
-            {
-                "lines": lines,
-                "chunks": options.chunks,
-                "length": options.length,
-                "losses": {**{k: v[0] for k, v in found.items()}, **{k: v[0] for k, v in peers.items()}},
-                **origin(),
-            },
-            indent=1,
-        )
-        + "\n"
-    )
+        for name in dict.fromkeys(("fp32", *options.formats)):
+            print(f"{name}: {len(rows)} chunks", file=sys.stderr, flush=True)
+            folder = model
+            if name != "fp32":
+                format, settings = FORMATS[name]
+                folder = made / "-".join([format, *settings.values()])
+                if not (folder / "config.json").is_file():
+                    folder = prepared(model, folder, format, settings)
+            found[name] = ours(folder, rows)
+            peer, path = PEER[name], (options.gguf or Path()) / f"{PEER[name]}.gguf"
+            here = importlib.util.find_spec("llama_cpp") is not None and path.is_file()
+            if here and peer not in peers:
+                peers[peer] = theirs(path, rows, options.threads)
+            elif peer not in peers:
+                print(
+                    f"bench: llama.cpp {peer} is left out: the package llama-cpp-python or {path} is not here"
+                )
+            lines = rows_of(found, peers, tokens)
+            every = {k: v[0] for k, v in {**found, **peers}.items()}
+            about = {"chunks": options.chunks, "length": options.length, "losses": every}
+            save(options.out, {"lines": lines, **about, **origin()})
+    show(lines, f"{len(rows)} chunks of {options.length} tokens: perplexity and ratios [95%]")
     print(f"written: {options.out}")
     return 0
 

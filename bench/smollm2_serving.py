@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import ROOT, interval
+from bench.parts import save
 from bench.serving import KEY, _wait, free_port, quantiles, streamed
 from bench.smollm2_speed import found_model, gguf_file, prepared
 from demeanor.core.files import origin
@@ -42,6 +43,16 @@ from demeanor.core.files import origin
 SHARED, OWN, NEW, SLOTS = 700, 300, 64, 32
 CALLERS = (1, 8, 32, 64)
 SECONDS = 40.0
+ONCE_ABOVE = 8
+SERVERS = {
+    "demeanor, weights": "",
+    "demeanor, whole stack": "",
+    "llama.cpp": "the package xllamacpp is not here",
+    "llama.cpp, one cache": "the package xllamacpp is not here",
+    "llama.cpp native": "--llama-server names no program",
+    "transformers serve": "the package transformers has no program here",
+}
+"""Names of servers, and why one is absent."""
 DRAIN_S = 120.0
 """A server has so long to become free after a cell whose requests were cut off."""
 ASKED = "\n\nContinue this text in the same manner, at length."
@@ -282,10 +293,10 @@ def commands(
         plain += ["--dtype", "bfloat16", "--continuous-batching", "--port"]
         found.append(({"transformers serve": str(model)}, lambda port: [*plain, str(port), str(model)]))
     known = [who for ids, _ in found for who in ids]
-    if unknown := set(options.only or ()) - set(known):
-        raise SystemExit(
-            f"--only {', '.join(sorted(unknown))}: no such server here; known: {', '.join(known)}"
-        )
+    if unknown := set(options.only or ()) - set(SERVERS):
+        raise SystemExit(f"--only {', '.join(sorted(unknown))}: no such server; known: {', '.join(SERVERS)}")
+    for who in (who for who in options.only or () if who not in known):
+        print(f"bench: {who} is left out: {SERVERS[who]}")
     chosen = [({k: v for k, v in ids.items() if k in (options.only or known)}, how) for ids, how in found]
     return [(ids, how) for ids, how in chosen if ids]
 
@@ -397,7 +408,19 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     parser.add_argument("--llama-server", type=Path, help="a llama-server compiled for this CPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--callers", type=int, nargs="+", choices=CALLERS, default=list(CALLERS))
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each cell")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs="+",
+        default=[SECONDS],
+        help="of each cell: one number, or one for each of --callers",
+    )
+    parser.add_argument(
+        "--once",
+        nargs="+",
+        default=[],
+        help=f"servers that are asked by more than {ONCE_ABOVE} callers in the first round only",
+    )
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--only", nargs="+", help="these servers")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "smollm2-serving.json")
@@ -411,7 +434,12 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
         print("bench.smollm2_serving: SmolLM2-135M-Instruct is not here; left out (--model FOLDER)")
         return 0
     part, rows = texts(model), []
-    options.out.parent.mkdir(exist_ok=True)
+    if len(options.seconds) not in (1, len(options.callers)):
+        parser.error(
+            f"--seconds: wanted one number, or {len(options.callers)} as --callers has, got {len(options.seconds)}"
+        )
+    times = options.seconds if len(options.seconds) > 1 else options.seconds * len(options.callers)
+    seconds = dict(zip(options.callers, times, strict=True))
     memory: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         wanted = commands(model, Path(scratch), options)
@@ -419,28 +447,28 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
             with contextlib.ExitStack() as closing:
                 servers = started(ids, command, part, options.threads, closing)
                 for callers, server in itertools.product(options.callers, servers):
-                    found = cell(server, callers, round_, part, options.seconds, alone)
+                    if round_ and server.who in options.once and callers > ONCE_ABOVE:
+                        continue
+                    found = cell(server, callers, round_, part, seconds[callers], alone)
                     rows.append({"round": round_, **found})
                     print(rows[-1], file=sys.stderr, flush=True)
-                memory |= {s.who: s.memory_mb() for s in servers}
+                    memory |= {s.who: s.memory_mb() for s in servers}
+                    about = {
+                        "rounds": options.rounds,
+                        "threads": options.threads,
+                        "seconds": seconds,
+                        "slots": SLOTS,
+                        "memory_mb": memory,
+                    }
+                    save(options.out, {"rows": rows, **about, "load": os.getloadavg(), **origin()})
     if not rows:
         print("bench: no server was started; nothing is measured")
         return 1
     whos = [who for ids, _ in wanted for who in ids if who in memory]
-    about = {
-        "rounds": options.rounds,
-        "threads": options.threads,
-        "seconds": options.seconds,
-        "slots": SLOTS,
-        "memory_mb": memory,
-    }
-    options.out.write_text(
-        json.dumps({"rows": rows, **about, "load": os.getloadavg(), **origin()}, indent=1) + "\n"
-    )
     show(
         rows,
         whos,
-        f"{SHARED} + {OWN} tokens, {NEW} new, {options.rounds} rounds of {options.seconds:.0f} s, {options.threads} threads",
+        f"{SHARED} + {OWN} tokens, {NEW} new, {options.rounds} rounds of {', '.join(f'{x:.0f}' for x in options.seconds)} s, {options.threads} threads",
     )
     for who, x in memory.items():
         print(f"{who:<24} MB of the process: {x['VmRSS']:,}, at the peak {x['VmHWM']:,}")

@@ -2,8 +2,9 @@
 
 The model is SmolLM2-135M-Instruct (`--model FOLDER`, in Hugging Face's format), in four number formats. Every engine is a
 process of its own; those of one format take turns, round after round, over the same random prompts, others in
-every round. A ratio is that of one round, and its interval is over rounds. Then: memory, the fraction of the
-machine's measured products, and greedy answers to real prompts against transformers in fp32. Part of `make bench`.
+every round. A ratio is that of one round, and its interval is over rounds; a short scenario is repeated with other prompts until it took
+`--least` seconds. Just before our engine reads a prompt, its process measures the best product of its format: the share of the peak. Then:
+memory, and greedy answers to real prompts against transformers in fp32. Results are written after every round. Part of `make bench`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import ROOT, Contender, interval
+from bench.parts import save
+from bench.peaks import shares
 from demeanor.core.files import origin
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -64,6 +66,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "decode 8 after 1,024": decode(8, 1024, known=True),
     "decode 32 after 1,024": decode(32, 1024, known=True),
 }
+USUAL = [name for name in SCENARIOS if name not in ("decode 8 after 1,024", "decode 32 after 1,024")]
+"""What is measured by default: the others read 8,000 and 33,000 tokens first."""
+REPEATS = 6
+"""Most calls of one measurement."""
 
 
 def tokens(asked: dict[str, Any]) -> int:
@@ -80,7 +86,9 @@ def prepared(model: Path, scratch: Path, kind: str) -> Path:
     from demeanor.model import checkpoints, quantize
 
     out = scratch / kind
-    if kind in ("q8_0", "q4_0"):  # the head as llama-quantize leaves it where a width is no multiple of 256
+    if (out / "config.json").is_file():
+        pass  # another part of the benchmark made it
+    elif kind in ("q8_0", "q4_0"):  # the head as llama-quantize leaves it where a width is no multiple of 256
         quantize.write_groups(model, out, kind, head="q8_0", activations="int8")  # type: ignore[arg-type]
     elif kind == "fp32":
         import torch
@@ -117,60 +125,13 @@ def gguf_file(model: Path, folder: Path, form: str) -> Path:
     return out
 
 
-def products(model: Path, threads: int) -> dict[str, float]:
-    """GFLOP/s of torch's products of 1,024 rows with the model's matrices, in each format: the best of 5 of each shape.
-
-    fp32 and bf16 by `linear`, int8 by `torch._int_mm`: what MKL and oneDNN reach on this machine.
-    """
-    import torch
-
-    raw = json.loads((model / "config.json").read_text())
-    width, inner = raw["hidden_size"], raw["intermediate_size"]
-    heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
-    head = raw.get("head_dim") or width // heads
-    shapes = [((heads + 2 * kv) * head, width), (width, heads * head), (2 * inner, width), (width, inner)]
-    torch.set_num_threads(threads)
-
-    def best(run: Callable[[], Any]) -> float:
-        took = []
-        for _ in range(6):
-            began = time.perf_counter()
-            run()
-            took.append(time.perf_counter() - began)
-        return min(took[1:])
-
-    found, rows = {}, 1024
-    flops = sum(2.0 * rows * o * i for o, i in shapes)
-    with torch.inference_mode():
-        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            pairs = [(torch.randn(rows, i, dtype=dtype), torch.randn(o, i, dtype=dtype)) for o, i in shapes]
-            seconds = sum(best(lambda x=x, w=w: torch.nn.functional.linear(x, w)) for x, w in pairs)  # type: ignore[misc]
-            found[name] = flops / seconds / 1e9
-        whole = [
-            (torch.randint(-9, 9, (rows, i), dtype=torch.int8), torch.ones(i, o, dtype=torch.int8))
-            for o, i in shapes
-        ]
-        found["int8"] = flops / sum(best(lambda x=x, w=w: torch._int_mm(x, w)) for x, w in whole) / 1e9  # type: ignore[misc]
-    return {k: round(v, 1) for k, v in found.items()}
-
-
-def flops_read(model: Path, length: int) -> float:
-    """FLOPs of reading a prompt: 2 per weight of a matrix and token, 4 per width of the heads and attended pair, one row of the
-    head."""
-    raw = json.loads((model / "config.json").read_text())
-    width, inner, layers = raw["hidden_size"], raw["intermediate_size"], raw["num_hidden_layers"]
-    heads, kv = raw["num_attention_heads"], raw["num_key_value_heads"]
-    head = raw.get("head_dim") or width // heads
-    weights = layers * (width * (2 * heads + 2 * kv) * head + 3 * width * inner)
-    pairs = length * (length + 1) / 2
-    return 2.0 * weights * length + 4.0 * heads * head * layers * pairs + 2.0 * width * raw["vocab_size"]
-
-
 class Measurer:
     """Processes of the engines of one format, and what was measured with them."""
 
-    def __init__(self, paths: dict[str, Path], threads: int, tries: int) -> None:
-        self._tries = tries
+    def __init__(
+        self, paths: dict[str, Path], threads: int, tries: int, model: Path, kind: str, least_s: float
+    ) -> None:
+        self._tries, self._model, self._kind, self._least_s = tries, model, kind, least_s
         self.contenders = {
             who: Contender([who, str(path)], who, threads, module="bench.smollm2_worker")
             for who, path in paths.items()
@@ -179,19 +140,31 @@ class Measurer:
 
     def measure(self, who: str, name: str, seed: int) -> None:
         """Time one scenario; where others used over a tenth of the machine, again, and the quietest counts."""
-        asked, found = SCENARIOS[name], []
+        asked, found, extra = SCENARIOS[name], [], {}
+        if asked["do"] == "prefill" and who == FORMATS[self._kind][0]:
+            line = {"do": "peak", "model": str(self._model), "format": self._kind}
+            extra = {"gflops": self.contenders[who].go(json.dumps(line))}
         for _ in range(self._tries):
-            found.append(self.contenders[who].go(json.dumps({**asked, "seed": seed})))
+            found.append(self._repeated(who, asked, seed))
             if found[-1]["others"] <= 0.1:
                 break
         best = min(found, key=lambda x: float(x["others"]))
-        rate = tokens(asked) / best["seconds"]
+        rate = tokens(asked) * best["calls"] / best["seconds"]
         print(
             f"{who}, {name}: {rate:,.0f} tokens/s (others used {best['others']:.0%})",
             file=sys.stderr,
             flush=True,
         )
-        self.rates.setdefault((who, name), []).append({"rate": round(rate, 1), "others": best["others"]})
+        row = {"rate": round(rate, 1), "others": best["others"], "calls": best["calls"], **extra}
+        self.rates.setdefault((who, name), []).append(row)
+
+    def _repeated(self, who: str, asked: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Calls with prompts of their own until they took long enough: their number, seconds together, and what others used."""
+        seconds, others, calls = 0.0, 0.0, 0
+        while calls < REPEATS and (not calls or seconds < self._least_s):
+            told = self.contenders[who].go(json.dumps({**asked, "seed": 1000 * calls + seed}))
+            seconds, others, calls = seconds + told["seconds"], max(others, told["others"]), calls + 1
+        return {"seconds": seconds, "others": round(others, 3), "calls": calls}
 
     def memory(self) -> dict[str, dict[str, float]]:
         """MB beyond the process before it had a model: after loading, now, and at the peak."""
@@ -210,6 +183,18 @@ class Measurer:
     def close(self) -> None:
         for contender in self.contenders.values():
             contender.close()
+
+
+def peak_shares(model: Path, name: str, mine: list[dict[str, Any]]) -> dict[str, Any]:
+    """Shares of the peak at which prompts were read, one a round, each by the peak measured just before; empty where none was."""
+    rows = [x for x in mine if "gflops" in x]
+    if not rows:
+        return {}
+    found = [shares(model, SCENARIOS[name]["tokens"], x["rate"], x["gflops"]["peak"]) for x in rows]
+    return {
+        "gflops": [x["gflops"] for x in rows],
+        **{key: [round(v, 4) for v in interval([x[key] for x in found])] for key in found[0]},
+    }
 
 
 def line(
@@ -238,7 +223,8 @@ def line(
 def show(lines: list[dict[str, Any]], title: str) -> None:
     """Print a row for each scenario and format."""
     table = Table(title=title, title_justify="left", box=None)
-    for head in ("", "", "demeanor", "of products", "times best peer", "best peer", "others"):
+    heads = ("", "", "demeanor", "of the peak", "products only", "times best peer", "best peer", "others")
+    for head in heads:
         table.add_column(head, justify="left" if not head or head == "others" else "right")
     for x in lines:
         speeds = x["tokens_per_s"]
@@ -254,7 +240,10 @@ def show(lines: list[dict[str, Any]], title: str) -> None:
             x["scenario"],
             x["format"],
             f"{statistics.median(mine):,.0f}" if mine else "-",
-            f"{x['of_products']:.0%}" if "of_products" in x else "",
+            *(
+                "{:.0%} [{:.0%}, {:.0%}]".format(*x[k]) if k in x else ""
+                for k in ("of_peak", "of_peak_products_only")
+            ),
             ratio,
             f"{best} {statistics.median(speeds[best]):,.0f}" if best else "",
             rest,
@@ -313,11 +302,82 @@ def runnable(who: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
-    """Run the chosen parts, print the tables, write results/smollm2-speed.json.
+def contenders_of(kind: str, options: argparse.Namespace) -> list[str]:
+    """Who is measured in a format: ours, and peers that can be the best.
 
-    `alone`: what the rounds of a format run in; a caller who can keep other work away gives it here.
+    Left out, unless `--every`: our int8 beside q8_0, and llama.cpp's wheel where llama.cpp compiled for this CPU is here, which is faster.
     """
+    found = [who for who in FORMATS[kind] if not any(who.startswith(x) for x in options.without)]
+    if options.every:
+        return found
+    native = {who.replace("native ", "") for who in found if " native " in who and runnable(who)}
+    return [who for who in found if who != "demeanor int8" and who not in native]
+
+
+def paths_of(kind: str, model: Path, made: Path, options: argparse.Namespace) -> dict[str, Path]:
+    """The weights of each contender of a format that can run here; the others are named with the reason."""
+    paths: dict[str, Path] = {}
+    for who in contenders_of(kind, options):
+        if who.startswith("demeanor"):
+            try:
+                paths[who] = prepared(model, made, who.rsplit(" ", 1)[1])
+            except (KeyError, ValueError, AttributeError) as error:
+                print(f"bench: {who} is left out: {error!r}")
+        elif not runnable(who):
+            print(f"bench: {who} is left out: it is not installed; {NATIVE if 'native' in who else WHEEL}")
+        elif who.startswith("transformers"):
+            paths[who] = model
+        else:
+            paths[who] = gguf_file(model, options.gguf or made, who.rsplit(" ", 1)[1])
+    return paths
+
+
+def answers_of(
+    kind: str, measurer: Measurer, model: Path, texts: list[list[int]], options: argparse.Namespace
+) -> tuple[dict[str, list[list[int]]], list[list[float]]]:
+    """Greedy answers of the contenders of a format, and the gaps of transformers' two best logits in fp32."""
+    asked = json.dumps({"do": "answers", "prompts": texts, "new": 64})
+    found: dict[str, list[list[int]]] = {}
+    gaps: list[list[float]] = []
+    for who, contender in measurer.contenders.items():
+        if who == "demeanor fp32" or (who.startswith("llama.cpp") and "native" not in who):
+            continue  # other weights; text without tokens
+        print(f"{who}: {len(texts)} answers", file=sys.stderr, flush=True)
+        told = contender.go(asked)
+        found[who] = told["answers"]
+        gaps = told["gaps"] or gaps if who == "transformers fp32" else gaps
+    if kind == "fp32":  # its folder above has other weights; here are the file's own
+        plain = Contender(["demeanor", str(model)], OWN, options.threads, "bench.smollm2_worker")
+        found[OWN] = plain.go(asked)["answers"]
+        plain.close()
+    return found, gaps
+
+
+def measured(
+    kind: str,
+    measurer: Measurer,
+    options: argparse.Namespace,
+    model: Path,
+    write: Callable[[list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """All rounds of a format: its lines, written after every round."""
+    whos = list(measurer.contenders)
+    rows: list[dict[str, Any]] = []
+    for round_ in range(options.rounds):
+        for name in options.scenarios:
+            for who in whos:
+                measurer.measure(who, name, round_)
+        rows = [
+            line(kind, name, measurer.rates, whos)
+            | peak_shares(model, name, measurer.rates.get((FORMATS[kind][0], name), []))
+            for name in options.scenarios
+        ]
+        write(rows)
+    return rows
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.smollm2_speed", description=__doc__)
     parser.add_argument(
         "--model", type=Path, help="SmolLM2-135M-Instruct, a folder; $SMOLLM2 or runs/smollm2 if not given"
@@ -325,17 +385,34 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     parser.add_argument(
         "--gguf", type=Path, help="folder of F32.gguf, Q8_0.gguf ...; those that lack are written there"
     )
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tries", type=int, default=3, help="of a measurement that others disturbed")
+    parser.add_argument(
+        "--made", type=Path, help="keep our folders here, and use those that are here already"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--least", type=float, default=0.5, help="seconds that a measurement takes at least")
+    parser.add_argument("--tries", type=int, default=2, help="of a measurement that others disturbed")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["int8", "4-bit", "bf16", "fp32"])
+    parser.add_argument("--scenarios", nargs="+", choices=SCENARIOS, default=USUAL)
     parser.add_argument("--without", nargs="+", default=[], help="leave out contenders whose name begins so")
+    parser.add_argument(
+        "--every",
+        action="store_true",
+        help="also contenders that cannot be the best, and answers in each format",
+    )
     parser.add_argument(
         "--answers", type=int, default=32, help="real prompts for the comparison of answers; 0: none"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "smollm2-speed.json")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext) -> int:
+    """Run the chosen parts, print the tables, write results/smollm2-speed.json.
+
+    `alone`: what the rounds of a format run in; a caller who can keep other work away gives it here.
+    """
+    options = arguments()
     model = found_model(options.model)
     if model is None:
         print(
@@ -343,70 +420,38 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
             "--model names it"
         )
         return 0
-    options.out.parent.mkdir(exist_ok=True)
     lines: list[dict[str, Any]] = []
     kept: dict[str, Any] = {"model": str(model), "threads": options.threads, "rounds": options.rounds}
-    with alone():
-        kept["products_gflops"] = products(model, options.threads)
-    print(f"torch's products of this model's shapes, GFLOP/s: {kept['products_gflops']}")
+
+    def write(more: list[dict[str, Any]]) -> None:
+        save(options.out, {"lines": lines + more, **kept, "load": os.getloadavg(), **origin()})
+
+    texts = real_prompts(model, options.answers) if options.answers else []
+    answers: dict[str, list[list[int]]] = {}
+    gaps: list[list[float]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        answers: dict[str, list[list[int]]] = {}
-        gaps: list[list[float]] = []
-        texts = real_prompts(model, options.answers) if options.answers else []
         for kind in options.formats:
-            paths: dict[str, Path] = {}
-            for who in FORMATS[kind]:
-                if any(who.startswith(x) for x in options.without):
-                    continue
-                if who.startswith("demeanor"):
-                    try:
-                        paths[who] = prepared(model, Path(scratch), who.rsplit(" ", 1)[1])
-                    except (KeyError, ValueError, AttributeError) as error:
-                        print(f"bench: {who} is left out: {error!r}")
-                elif not runnable(who):
-                    print(
-                        f"bench: {who} is left out: it is not installed; {NATIVE if 'native' in who else WHEEL}"
-                    )
-                elif who.startswith("transformers"):
-                    paths[who] = model
-                else:
-                    folder = options.gguf or Path(scratch)
-                    paths[who] = gguf_file(model, folder, who.rsplit(" ", 1)[1])
-            measurer = Measurer(paths, options.threads, options.tries)
+            paths = paths_of(kind, model, options.made or Path(scratch), options)
+            measurer = Measurer(paths, options.threads, options.tries, model, kind, options.least)
             with alone():
-                for round_ in range(options.rounds):
-                    for name in options.scenarios:
-                        for who in paths:
-                            measurer.measure(who, name, round_)
-            rows = [line(kind, name, measurer.rates, list(paths)) for name in options.scenarios]
-            for row in rows:
-                peak = kept["products_gflops"].get(kind)
-                asked = SCENARIOS[row["scenario"]]
-                mine = row["tokens_per_s"].get(FORMATS[kind][0])
-                if asked["do"] == "prefill" and peak and mine:
-                    work = flops_read(model, asked["tokens"]) / asked["tokens"]
-                    row["of_products"] = round(statistics.median(mine) * work / peak / 1e9, 3)
+                rows = measured(kind, measurer, options, model, write)
             lines += rows
             kept.setdefault("memory_mb", {}).update(measurer.memory())
-            for who, contender in measurer.contenders.items():
-                if texts and not (
-                    who == "demeanor fp32" or (who.startswith("llama.cpp") and "native" not in who)
-                ):
-                    told = contender.go(json.dumps({"do": "answers", "prompts": texts, "new": 64}))
-                    answers[who] = told["answers"]
-                    gaps = told["gaps"] or gaps if who == "transformers fp32" else gaps
-            if texts and kind == "fp32":  # its folder above has other weights; here are the file's own
-                plain = Contender(["demeanor", str(model)], OWN, options.threads, "bench.smollm2_worker")
-                told = plain.go(json.dumps({"do": "answers", "prompts": texts, "new": 64}))
-                answers[OWN] = told["answers"]
-                plain.close()
+            show(rows, f"{kind}: tokens/s, {options.rounds} rounds, {options.threads} threads")
+            if texts and (options.every or kind == "fp32"):
+                said, near = answers_of(kind, measurer, model, texts, options)
+                answers, gaps = answers | said, near or gaps
             measurer.close()
             if "transformers fp32" in answers:
                 kept["answers"] = compare_answers(answers, gaps)
-            options.out.write_text(
-                json.dumps({"lines": lines, **kept, "load": os.getloadavg(), **origin()}, indent=1) + "\n"
-            )
-            show(rows, f"{kind}: tokens/s, {options.rounds} rounds, {options.threads} threads")
+            write([])
+    told(kept)
+    print(f"written: {options.out}")
+    return 0
+
+
+def told(kept: dict[str, Any]) -> None:
+    """Print memory and the comparison of answers."""
     for who, x in kept["memory_mb"].items():
         print(
             f"{who:<24} MB beyond the empty process: loaded {x['loaded']:,}, after {x['after']:,}, peak {x['peak']:,}"
@@ -416,8 +461,6 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
             f"{who:<24} {x['equal']} of {x['prompts']} answers equal transformers fp32; gaps of its logits where not: "
             f"{x['gaps_at_difference'][:8]}"
         )
-    print(f"written: {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

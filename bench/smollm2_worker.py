@@ -1,7 +1,8 @@
 """One engine with a real model, in its own process: `python -m bench.smollm2_worker WHO PATH`.
 
 It answers JSON lines: {"do": "prefill", "tokens": 1024}, {"do": "decode", "at_once": 8, "prompt": 32, "new": 64}
-(`known`: the prompts stand in the cache already), {"do": "answers", "prompts": [...], "new": 64}, {"do": "memory"}.
+(`known`: the prompts stand in the cache already), {"do": "answers", "prompts": [...], "new": 64}, {"do": "memory"},
+{"do": "peak", "model": FOLDER, "format": "int8"} (GFLOP/s of the best product in that format, in this process).
 A number of seconds comes with `others`, the share of the machine that other processes used meanwhile.
 """
 
@@ -24,6 +25,8 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from bench.peaks import peak
 
 MOST, LONGEST = 32, 4096  # requests at once; tokens of a prompt
 ROOM = 1024 + 128  # tokens of each sequence where there are many
@@ -56,7 +59,7 @@ class Ours:
         from demeanor.model import checkpoints
         from demeanor.text import tokenizer
 
-        self._engine = LocalEngine(
+        self.engine = LocalEngine(
             checkpoints.serving(folder),
             tokenizer.load(folder),
             num_slots=MOST,
@@ -73,7 +76,7 @@ class Ours:
         from demeanor.engine.local import Request
 
         decoding = Decoding(temperature=0, max_tokens=new)
-        pieces = self._engine.generate([Request(tuple(x), decoding) for x in prompts])
+        pieces = self.engine.generate([Request(tuple(x), decoding) for x in prompts])
         return [[p.token for p in row] for row in pieces]
 
     def know(self, prompts: list[list[int]]) -> Callable[[int], list[list[int]]]:
@@ -312,6 +315,8 @@ def answer(made: Any, asked: dict[str, Any]) -> dict[str, Any]:
     """Do what one line asks."""
     if asked["do"] == "memory":
         return memory()
+    if asked["do"] == "peak":
+        return peak(Path(asked["model"]), asked["format"], made.engine if isinstance(made, Ours) else None)
     if asked["do"] == "prefill":
         rows = prompts(1, asked["tokens"], asked["seed"])
         made.generate(prompts(1, 16, asked["seed"]), 1)  # the context of this shape

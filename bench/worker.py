@@ -22,7 +22,6 @@ import os
 import resource
 import tempfile
 import time
-from dataclasses import replace
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.work import EOS, Row, Work, desirable, grouped, mismatched, model_config, works
+from bench.work import EOS, Row, Work, desirable, grouped, mismatched, model_config, small, works
 
 LR = 1e-4
 
@@ -50,7 +49,7 @@ def main() -> None:
     model = Path(sys.argv[5]) if len(sys.argv) > 5 else None
     work = next(w for w in works(device, model) if w.name == name)
     if dtype == "fp32":  # the equality of losses is checked on small steps
-        work = replace(work, batch=4, steps=5)
+        work = small(work)
     rows = work.make()
     if who != "trl defaults":
         rows = grouped(rows, work.batch)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 import math
 from pathlib import Path
 
 import pytest
 
 from bench import smollm2_speed
-from bench.smollm2_speed import compare_answers, flops_read, found_model, line, prepared
+from bench.smollm2_speed import compare_answers, contenders_of, found_model, line, peak_shares, prepared
 from bench.smollm2_worker import prompts, timed
 from demeanor.model import checkpoints
 from demeanor.stack.schema import ModelShape
@@ -51,22 +51,6 @@ def test_answers_are_compared_up_to_their_first_difference() -> None:
     assert (ours["equal"], ours["same_before"], ours["gaps_at_difference"]) == (1, 2.0, [0.0625])
 
 
-def test_flops_of_a_prompt_are_those_of_its_matrices_its_attention_and_one_row_of_the_head(
-    tmp_path: Path,
-) -> None:
-    shape = {
-        "hidden_size": 8,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "vocab_size": 10,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    weights = 2 * (8 * (2 + 2) * 4 + 8 * 8 + 3 * 8 * 16)  # q, k, v; out; gate, up, down; of both layers
-    assert flops_read(tmp_path, 3) == 2 * weights * 3 + 4 * 8 * 2 * (1 + 2 + 3) + 2 * 8 * 10
-
-
 def test_a_folder_for_fp32_holds_what_no_narrower_format_holds(tmp_path: Path) -> None:
     import torch
 
@@ -93,6 +77,28 @@ def test_a_measurement_says_how_long_it_took_and_what_others_used() -> None:
     found = timed(lambda: None)
     assert 0 <= found["seconds"] < 60
     assert math.isfinite(found["others"])
+
+
+def test_the_share_of_the_peak_is_that_of_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        smollm2_speed, "shares", lambda model, tokens, rate, peak: {"of_peak": rate / peak / tokens}
+    )
+    gflops = [{"torch": 1.0, "own": 2.0, "peak": 2.0}, {"torch": 4.0, "own": None, "peak": 4.0}]
+    rows = [{"rate": 128.0, "gflops": gflops[0]}, {"rate": 256.0, "gflops": gflops[1]}]
+    assert peak_shares(Path(), "read 128", rows) == {"of_peak": [0.5, 0.5, 0.5], "gflops": gflops}
+    assert peak_shares(Path(), "read 128", [{"rate": 128.0}]) == {}
+
+
+def test_contenders_that_cannot_be_the_best_are_left_out_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = argparse.Namespace(without=[], every=False)
+    monkeypatch.setattr(smollm2_speed, "runnable", lambda who: True)
+    assert contenders_of("int8", options) == ["demeanor q8_0", "llama.cpp native Q8_0"]
+    monkeypatch.setattr(smollm2_speed, "runnable", lambda who: "native" not in who)
+    assert "llama.cpp Q8_0" in contenders_of("int8", options)
+    options.every = True
+    assert contenders_of("int8", options) == list(smollm2_speed.FORMATS["int8"])
 
 
 def test_without_the_model_the_benchmark_says_so_and_ends_well(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any
 import pytest
 
 from bench import all as everything
-from bench import parts, real
+from bench import parts, real, scorecard
+from bench.all import Places
 from bench.parts import Part, run_parts
 
 FOREVER = """
@@ -100,9 +104,12 @@ def test_interrupted_parts_are_written_as_not_run(monkeypatch: pytest.MonkeyPatc
     }
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_parts_have_names_of_their_own_and_modules_that_exist(quick: bool) -> None:
-    found = everything.parts("cpu", quick=quick, model=Path("model"), rounded=Path("rounded"))
+AT = Places(Path("model"), Path("made"), Path("gguf"), Path("llama-server"))
+
+
+@pytest.mark.parametrize("depth", ["usual", "quick", "thorough"])
+def test_parts_have_names_of_their_own_and_modules_that_exist(depth: str) -> None:
+    found = everything.parts("cpu", depth=depth, at=AT)
     names = [part.name for part in found]
     assert len(set(names)) == len(names) >= 10
     modules = [part.command[2] for part in found]
@@ -110,11 +117,65 @@ def test_parts_have_names_of_their_own_and_modules_that_exist(quick: bool) -> No
     assert [
         m for m in modules if m != "bench" and not (root / f"{m.removeprefix('bench.')}.py").is_file()
     ] == []
-    assert len(everything.parts("cpu", quick=quick, model=None, rounded=None)) == 5
-    assert [part.command[2] for part in everything.parts("cuda", quick=quick, model=None, rounded=None)] == [
-        "bench",
-        "bench.cuda",
+    assert set(scorecard.FILES) - set(names) == (set() if depth != "quick" else {scorecard.SPEED_WIDE})
+    assert 3 <= len(everything.parts("cpu", depth=depth)) <= 5
+    assert [part.command[2] for part in everything.parts("cuda", depth=depth)] == ["bench", "bench.cuda"]
+
+
+def test_the_usual_plan_fits_its_bound_and_puts_the_real_model_first() -> None:
+    found = everything.parts("cpu", at=AT)
+    together = sum(part.share_s for part in found)
+    assert 70 * 60 <= together <= everything.USUAL_S - 60
+    spare = [part.spare for part in found]
+    assert spare == sorted(spare), "toy models get what is left"
+    assert all(part.share_s < part.limit_s for part in found)
+    assert found[0].name == everything.PREPARE
+    assert {part.needs for part in found if not part.spare} == {(), (everything.PREPARE,)}
+
+
+def test_a_part_may_take_what_is_left_but_not_the_shares_of_later_ones() -> None:
+    plan = [
+        Part("important", [], 160, share_s=100),
+        Part("too", [], 80, share_s=50),
+        Part("toy", [], 64, share_s=40, spare=True),
+        Part("last toy", [], 32, share_s=20, spare=True),
     ]
+    assert parts.time_for(plan, 0, 1000) == 160  # its limit
+    assert parts.time_for(plan, 0, 180) == 130  # the toys' shares too
+    assert parts.time_for(plan, 1, 50) == 50
+    assert parts.time_for(plan, 2, 70) == 50  # not the last toy's
+    assert parts.time_for(plan, 3, 10) == 10
+    assert parts.time_for(plan, 2, 15) < 1  # nothing is left for it
+
+
+def test_a_number_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
+    parts.save(tmp_path / "new" / "x.json", {"a": (1.5, math.nan, [math.inf]), "b": {1: "x"}})
+    assert json.loads((tmp_path / "new" / "x.json").read_text()) == {
+        "a": [1.5, None, [None]],
+        "b": {"1": "x"},
+    }
+
+
+def test_parts_can_be_chosen_and_bring_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = everything.arguments()
+    chosen = everything.chosen_parts(parser, parser.parse_args(["--only", "contention"]), AT)
+    assert [part.name for part in chosen] == [everything.PREPARE, "contention"]
+    with pytest.raises(SystemExit):
+        everything.chosen_parts(parser, parser.parse_args(["--only", "nothing"]), AT)
+    assert "no such part; known: " in capsys.readouterr().err
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "trl":
+            return "1.16.0"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = everything.peers(None)
+    assert found["TRL"] == "1.16.0"
+    assert found["transformers"] is None
+    assert found["llama.cpp's server, compiled here"] is None
 
 
 def test_what_a_phase_of_a_real_run_needs_is_a_phase_before_it() -> None:
