@@ -272,6 +272,7 @@ def _generator(seed: int | None) -> torch.Generator:
 
 READ_PER_STEP = 256  # prompt tokens read in a step while nobody decodes: another prompt waits for no more
 READ_BESIDE = 128  # beside sequences that decode: half the wait, 4 to 6% fewer prompt tokens a second (bench/prefixes.py)
+MOST_BESIDE = 512  # beside them, while so many more wait for their first token than decode
 DRAFTED_PER_STEP = 512  # tokens of all drafts together: each has logits as large as the vocabulary
 
 
@@ -441,19 +442,25 @@ class Batch:
             self.prefixes.release(sequence.slot, keep=sequence.error is None)
             sequence.slot = -1
 
+    def _room(self, waiting: int, decoding: int) -> int:
+        """Return how many prompt tokens a step reads: the more wait for their first token beside each that decodes, the more."""
+        if not decoding:
+            return READ_PER_STEP
+        least = min(READ_BESIDE, READ_PER_STEP)
+        return max(least, min(least * waiting // decoding, MOST_BESIDE) // 32 * 32)
+
     def _read_prompts(
         self, rows: Rows, sampled: list[SampledRow]
     ) -> list[tuple[SequenceState, int, int, int]]:
         """Add parts of the prompts: (sequence, start, end, first read row), oldest first."""
-        left = min(READ_BESIDE, READ_PER_STEP) if sampled else READ_PER_STEP
+        decoding = {row.sequence for row in sampled}
+        readers = [s for s in self._running if s.reading and s not in decoding]
+        left = self._room(len(readers) + len(self._waiting), len(decoding))
         chunks: list[tuple[SequenceState, int, int, int]] = []
-        for sequence in self._running:
-            if not left:
-                break
-            if not sequence.reading or any(row.sequence is sequence for row in sampled):
-                continue
-            with isolated(sequence):
-                left -= self._read_prompt(sequence, rows, sampled, chunks, left)
+        for sequence, most in _turns(readers, left):
+            if left:
+                with isolated(sequence):
+                    left -= self._read_prompt(sequence, rows, sampled, chunks, min(left, most))
         return chunks
 
     def _read_prompt(
@@ -492,6 +499,21 @@ class Batch:
         if scored and not sequence.reading:
             sampled.append(SampledRow(sequence, len(rows.read) - 1))
         return used
+
+
+def _turns(readers: list[SequenceState], room: int) -> list[tuple[SequenceState, int]]:
+    """Return who reads in this step, in order, and how much each at most.
+
+    The prompt with the least left comes first, so that a short one does not wait for long ones (shortest remaining time first); half of
+    the room is for the oldest, so that a long one never waits for all that come after it.
+    """
+    if len(readers) < 2:
+        return [(s, room) for s in readers]
+    left = {s: len(s.tokens) - s.num_read for s in readers}
+    first = min(readers, key=lambda s: left[s])
+    kept = 0 if first is readers[0] else min(room // 2, left[readers[0]])
+    others = [(s, room) for s in readers if s is not first]
+    return [(first, max(room - kept, 1)), *others]
 
 
 @dataclass(frozen=True, slots=True)

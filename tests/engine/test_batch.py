@@ -109,11 +109,43 @@ def test_a_long_prompt_is_read_in_chunks_and_nobody_stalls() -> None:
     assert read == [5, 128, 128, 128, 128, 88]
 
 
-def test_a_prompt_that_fills_the_last_of_a_chunk_waits_for_the_next_step() -> None:
+def test_what_does_not_fit_into_a_step_waits_for_the_next() -> None:
     model = ByteModel(random_next)
     asked = [(1,) * 200, (2,) * 56, (3,) * 5]
     run(model, [sequence(prompt, Decoding(temperature=0, max_tokens=1)) for prompt in asked], 3)
-    assert [len(tokens) for _, _, tokens in model.calls] == [200, 56, 5]
+    assert [len(tokens) for _, _, tokens in model.calls] == [5, 200, 51, 5], "the shortest, then by age"
+
+
+def test_a_short_prompt_does_not_wait_for_long_ones_and_the_oldest_goes_on() -> None:
+    model = ByteModel(random_next)
+    batch = made(model, 4)
+    old, other, short = sequence((1,) * 1500), sequence((2,) * 1500), sequence((3,) * 100)
+    for one in (old, other, short):
+        batch.add(one)
+    assert [one for one, _ in batch.step()] == [short]
+    assert [(tokens[0], len(tokens)) for _, _, tokens in model.calls] == [(3, 100), (1, 156)]
+    stream = [sequence((4 + i,) * 250) for i in range(8)]  # short ones that never stop coming
+    for one in stream:
+        batch.add(one)
+        before = old.num_read
+        batch.step()
+        assert old.num_read >= before + 64 or not old.reading, (
+            "half of what is read beside others is the oldest's"
+        )
+
+
+def slow_room(waiting: int, decoding: int) -> int:
+    """What a step reads, by counting up: 32 tokens more as long as there are no more than 128 for each that waits per one that decodes."""
+    room = 128
+    while room < 512 and (room + 32) * decoding <= 128 * waiting:
+        room += 32
+    return room
+
+
+def test_the_more_wait_beside_each_that_decodes_the_more_is_read_in_a_step() -> None:
+    batch = made(ByteModel(random_next), 1)
+    assert [batch._room(5, 0), batch._room(1, 31), batch._room(31, 1)] == [256, 128, 512]
+    assert all(batch._room(w, d) == slow_room(w, d) for w in range(1, 70) for d in range(1, 33))
 
 
 def test_requests_are_admitted_in_order_of_arrival() -> None:
