@@ -170,7 +170,7 @@ class StackRuntime:
                 tokenizer,
                 num_slots=self.num_slots,
                 compute=compute,
-                cache_format=spec.cache or "fp32",
+                cache_format=self.stack.cache_format(stage),
                 cache_bytes=self.cache_bytes,
             ),
         )
@@ -351,7 +351,8 @@ class StackRuntime:
     def engine_key(self, stage: str) -> tuple[str, ...]:
         """What tells a stage's engine from others: its weights, and the numbers that they decode in."""
         spec = placement.resolved(self.stack.spec.weights, self.stack.root)
-        return self.stack.stage_key(stage), spec.compute, spec.cache or "fp32", spec.device or "cpu"
+        cache_format = self.stack.cache_format(stage)
+        return self.stack.stage_key(stage), spec.compute, cache_format, spec.device or "cpu"
 
     def inherit(self, old: StackRuntime, *, weights: bool) -> None:
         """Take over another runtime's limit counters and, with `weights`, its loaded weights of equal key."""
@@ -402,7 +403,7 @@ def connected(url: str, model: str, key_env: str | None, timeout_s: float) -> Re
 
 def decoding_note(stack: Stack) -> str:
     """How the stack's weights decode on this machine, and what was measured to choose it; empty for a remote model."""
-    return placement.note(stack.spec.weights, stack.root)
+    return placement.note(stack.spec.weights, stack.root, stack.cache_format(stack.serve))
 
 
 def policy_kit() -> Kit:
@@ -469,6 +470,7 @@ def load_stack(path: Path | str, overrides: Sequence[str] = ()) -> Stack:
     weights = placement.resolved(stack.spec.weights, stack.root)
     if weights is not stack.spec.weights:
         stack = replace(stack, spec=stack.spec.model_copy(update={"weights": weights}))
+    stack = replace(stack, imported=placement.imported(weights, stack.root))
     problems = scoring.problems(stack, REWARDS) if _learns_online(stack) else []
     if problems := [*problems, *declared.problems(stack)]:
         raise SpecError(problems)

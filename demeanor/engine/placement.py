@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from demeanor.core.errors import CheckpointError, EngineError
-from demeanor.model import checkpoints, gguf, gguf_llama, native
+from demeanor.model import checkpoints, gguf, gguf_llama, grouped, native
+from demeanor.model.gguf_blocks import PLAIN
 from demeanor.model.grouped_modules import dequantised
-from demeanor.model.llama import Config, Llama
+from demeanor.model.llama import Config, Llama, read_config
 from demeanor.model.pages import DTYPES, CacheFormat
 from demeanor.stack.schema import Import, Remote, Scratch, WeightsSpec
 
@@ -67,33 +68,61 @@ def shapes(spec: WeightsSpec, root: Path) -> tuple[tuple[int, int], ...]:
     if isinstance(base, Scratch):
         config = checkpoints.shape_config(base.model, base.tokenizer.vocab_size)
     else:
-        found = _imported(root / base.path) if isinstance(base, Import) else None
+        found = _imported(root, base.path) if isinstance(base, Import) else None
         if found is None:
             return ()
-        config = found
+        config = found.config
     width, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
     heads, pairs = config.num_attention_heads, config.num_key_value_heads
     qkv = ((heads + 2 * pairs) * head, width)
     return tuple(sorted({qkv, (width, heads * head), (2 * inner, width), (width, inner)}))
 
 
-@cache
-def _imported(path: Path) -> Config | None:
+class ImportedBase(NamedTuple):
+    """What the headers of a base's files say: its shape, and whether its matrices are rounded to few bits."""
+
+    config: Config
+    rounded: bool
+
+
+def imported(spec: WeightsSpec, root: Path) -> Literal["other", "exact", "rounded"]:
+    """Return whether an imported base is a Llama that can be read here, and whether its matrices are rounded; a hub id is `other`,
+    because it is not downloaded to look."""
+    found = _imported(root, spec.base.path) if isinstance(spec.base, Import) else None
+    if found is None:
+        return "other"
+    return "rounded" if found.rounded else "exact"
+
+
+def _imported(root: Path, path: str) -> ImportedBase | None:
     """The shape of a folder or a GGUF file; None for a hub id, and for what is no Llama."""
+    place = root / path
     try:
-        if path.is_file():
-            return Config.parse(gguf_llama.config(gguf.read(path)), str(path))
-        return Config.load(path)
+        file = place if place.is_file() else place / "config.json"
+        return _read(place, file.stat().st_mtime_ns)
     except (CheckpointError, OSError):
         return None
 
 
-def note(spec: WeightsSpec, root: Path) -> str:
+@cache
+def _read(path: Path, changed_ns: int) -> ImportedBase:
+    """Read the headers; `changed_ns` is when the file was changed, so that a new one is read again."""
+    if not path.is_file():
+        raw = read_config(path)
+        in_groups = bool(raw.get("quantization_config")) and not grouped.foreign(raw)
+        return ImportedBase(Config.load(path), in_groups and grouped.activations(raw) == "int8")
+    file = gguf.read(path)
+    matrices = (place for place in file.tensors.values() if len(place.shape) == 2)
+    config = Config.parse(gguf_llama.config(file), str(path))
+    return ImportedBase(config, any(place.format not in PLAIN for place in matrices))
+
+
+def note(spec: WeightsSpec, root: Path, cache_format: CacheFormat) -> str:
     """Say how the weights of a resolved stack would decode, and what was measured to choose it."""
     if isinstance(spec.base, Remote):
         return ""
     where = (spec.device or "cpu").upper()
-    said = f"decodes on {where}, products in {spec.compute}, keys and values in {spec.cache or 'fp32'}"
+    said = f"decodes on {where}, products in {spec.compute}, keys and values in {cache_format}"
     measured = native.measured(shapes(spec, root)) if where == "CPU" else None
     if measured is None:
         return said

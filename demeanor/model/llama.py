@@ -232,6 +232,14 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | Non
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
+def kept(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round to a cache's format; beyond the greatest fp16 (65,504) the nearest is that one, not infinity."""
+    if dtype == torch.float16:
+        greatest = torch.finfo(dtype).max
+        x = x.clamp(-greatest, greatest)
+    return x.to(dtype)
+
+
 class KVCache:
     """Keys and values: for each layer a tensor (slots, kv heads, tokens, head dim)."""
 
@@ -469,8 +477,8 @@ class Llama(nn.Module):
             mask = torch.ones(T, start + T, dtype=torch.bool, device=tokens_T.device).tril(start)
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_TD), cos, sin)
-            keys[slot, :, start : start + T] = k.transpose(0, 1)
-            values[slot, :, start : start + T] = v.transpose(0, 1)
+            keys[slot, :, start : start + T] = kept(k.transpose(0, 1), keys.dtype)
+            values[slot, :, start : start + T] = kept(v.transpose(0, 1), values.dtype)
             mixed = F.scaled_dot_product_attention(
                 q.transpose(0, 1)[None],
                 keys[slot : slot + 1, :, : start + T].to(q.dtype),
@@ -494,8 +502,8 @@ class Llama(nn.Module):
         for block, keys, values in zip(self._blocks, cache.keys, cache.values):
             q, k, v = block.self_attn.project(block.input_layernorm(x_ND), cos, sin)
             keys[slots_N, :, positions_N], values[slots_N, :, positions_N] = (
-                k.to(keys.dtype),
-                v.to(values.dtype),
+                kept(k, keys.dtype),
+                kept(v, values.dtype),
             )
             seen_k, seen_v = (
                 (x[:, :, :longest] if every else x[slots_N, :, :longest]).to(q.dtype) for x in (keys, values)

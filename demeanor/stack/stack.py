@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
@@ -67,6 +67,9 @@ class Stack:
     layers: tuple[Layer, ...]
     serve: str
     model_id: str
+    # What an imported base is found to be (engine/placement.py looks): not a Llama that can be read here, or one whose
+    # matrices are exact or rounded.
+    imported: Literal["other", "exact", "rounded"] = "other"
     # Stage keys as first computed: a file edited during training does not change what is being trained.
     keys: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     # Hashes of named files as first read, shared by all variants, so they belong to one moment.
@@ -281,7 +284,7 @@ class Stack:
         weights = self.spec.weights
         numbers = {
             "compute": weights.compute,
-            "cache": weights.cache or "fp32",
+            "cache": self.cache_format(self.serve),
             "device": weights.device or "cpu",
         }
         return digest(
@@ -293,6 +296,24 @@ class Stack:
                 "layers": [{"kind": x.kind, **self._contents(x.spec)} for x in self.layers if x.behaviour],
             }
         )
+
+    def cache_format(self, stage: str) -> Literal["fp32", "bf16", "fp16"]:
+        """The number format of a stage's keys and values: `weights.cache`, else fp16 for rounded weights and fp32 for exact ones."""
+        return self.spec.weights.cache or ("fp16" if self._rounded(stage) else "fp32")
+
+    def _rounded(self, name: str) -> bool:
+        """True if a stage's matrices decode in few bits: they are rounded, or an adapter stands on such."""
+        if name == "base":
+            return self.imported == "rounded"
+        stage = self.stage(name)
+        if isinstance(stage, QuantiseStage):
+            if stage.in_groups:
+                return stage.activations != "fp32"
+            # bf16 multiplies in fp32; and what runs through transformers keeps keys and values in its own format
+            return stage.format == "int8" and (
+                isinstance(self.spec.weights.base, Scratch) or self.imported != "other"
+            )
+        return isinstance(stage, Stage) and stage.adapter is not None and self._rounded(self.parent(name))
 
     @property
     def template(self) -> str:
