@@ -22,11 +22,14 @@ from demeanor.stack.stack import Stack
 from demeanor.training.runs import Runs
 from tests.model import gguf_files
 
+
 def stack_of(folder: Path, *later: dict[str, Any], overrides: Sequence[str] = (), **base: Any) -> Stack:
     """A base and `sft`, and what comes after them."""
     base = base or {"kind": "scratch", "data": [{"source": "world:corpus"}]}
     stages = [{"name": "sft", "objective": "sft", "data": [{"source": "world:instructions"}]}, *later]
-    (folder / "stack.yaml").write_text(yaml.safe_dump({"name": "s", "weights": {"base": base, "stages": stages}}))
+    (folder / "stack.yaml").write_text(
+        yaml.safe_dump({"name": "s", "weights": {"base": base, "stages": stages}})
+    )
     return app.load_stack(folder / "stack.yaml", overrides)
 
 
@@ -64,7 +67,9 @@ def test_an_adapter_stands_on_rounded_weights_and_a_trained_copy_does_not(tmp_pa
     assert [stack.cache_format(stage) for stage in ("small", "thin", "whole")] == ["fp16", "fp16", "fp32"]
 
 
-@pytest.mark.parametrize("form, format", [("Q8_0", "fp16"), ("Q4_0", "fp16"), ("F16", "fp32"), ("F32", "fp32")])
+@pytest.mark.parametrize(
+    ("form", "format"), [("Q8_0", "fp16"), ("Q4_0", "fp16"), ("F16", "fp32"), ("F32", "fp32")]
+)
 def test_a_gguf_base_as_its_blocks_say_to_the_engine_explain_and_records(
     form: str, format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
