@@ -8,7 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.smollm2_speed import gguf_file, prepared
+from demeanor.core import hardware
+
+hardware.prepare(None)
+
+from bench.smollm2_speed import gguf_file, prepared  # noqa: E402
 
 FORMS = ("Q8_0", "Q4_0", "F16", "F32", "BF16")
 

@@ -26,6 +26,7 @@ hardware.prepare(None)
 import torch  # noqa: E402
 
 from bench.peaks import peak, shares  # noqa: E402
+from bench.smollm2_worker import cache_of  # noqa: E402
 from demeanor.core.files import origin, write_json  # noqa: E402
 from demeanor.core.types import Decoding  # noqa: E402
 from demeanor.engine.local import LocalEngine, Request  # noqa: E402
@@ -117,7 +118,7 @@ def differences(engine: LocalEngine, folder: Path, count: int) -> dict[str, Any]
 def measured(folder: Path, answers: int, calls: int) -> dict[str, Any]:
     """Measure one folder in this process, which has loaded no weights before."""
     before = resident_mb()
-    engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder))
+    engine = LocalEngine(checkpoints.serving(folder), tokenizer.load(folder), cache_format=cache_of(folder))
     row: dict[str, Any] = {"resident_mb": round(resident_mb() - before)} | rates(engine, folder, calls)
     if answers and "quantization" not in (folder / "config.json").read_text():
         row |= differences(engine, folder, answers)

@@ -49,6 +49,15 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(FIRST, LAST) for _ in range(length)] for _ in range(count)]
 
 
+def cache_of(folder: Path) -> Any:
+    """The format in which a stack with this base keeps keys and values unless it says otherwise."""
+    from demeanor.engine.placement import imported
+    from demeanor.stack.schema import Import, WeightsSpec
+
+    spec = WeightsSpec(base=Import(kind="import", path=str(folder.resolve())))
+    return "fp16" if imported(spec, Path()) == "rounded" else "fp32"
+
+
 class Ours:
     """LocalEngine, as `demeanor serve` uses it."""
 
@@ -64,6 +73,7 @@ class Ours:
             tokenizer.load(folder),
             num_slots=MOST,
             max_context=LONGEST + 256,
+            cache_format=cache_of(folder),
             **(
                 {"compute": "bf16"}
                 if narrow and "compute" in inspect.signature(LocalEngine).parameters

@@ -123,6 +123,10 @@ class Point:
     threshold: float | None = None
     swept: bool = False
     """Is it there only to show another threshold than the declared one?"""
+    mean_written: float | None = None
+    """Of `mean_tokens`, those that the model wrote; None in results of earlier versions."""
+    mean_calls: float | None = None
+    """Tools called and searches that found passages, for one answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +196,8 @@ def frontier(
                 placement.rule,
                 placement.threshold,
                 placement.swept,
+                spent.completion_tokens,
+                spent.calls,
             )
         )
     declared = [point for point in found if not point.swept]
@@ -482,7 +488,10 @@ def section(found: Frontier) -> Section:
             figures,
             points_table(found),
             Paragraph(
-                "ms: mean time of an answer, with the time that answers waited for each other.", "note"
+                "Read, written: tokens of an answer's calls of the model; calls: tools called and searches that found passages. These three "
+                "do not depend on what else the machine does: compare points by them. ms: mean time of an answer, with the time that answers "
+                "waited for each other.",
+                "note",
             ),
             *_thresholds(swept),
             *_own(declared),
@@ -493,14 +502,26 @@ def section(found: Frontier) -> Section:
 
 def points_table(found: Frontier) -> Table:
     """A row per point: what is traded, what it lost and gained, what it costs, who refused, and which points beat it."""
-    columns = (*POINTS, "d′", "threshold", "items lost", "gained", "tokens", "ms", "who refused", "beaten by")
+    columns = (
+        *POINTS,
+        "d′",
+        "threshold",
+        "items lost",
+        "gained",
+        "read",
+        "written",
+        "calls",
+        "ms",
+        "who refused",
+        "beaten by",
+    )
     rows = []
     for p in found.points:
         if p.swept:
             continue
         r = p.refusals
         who = ", ".join(f"{by} {count}" for by, count in r.who_unsafe.items() if by != NOBODY)
-        counts = (len(p.lost), len(p.gained), round(p.mean_tokens), round(p.mean_ms))
+        counts = (len(p.lost), len(p.gained), *_spent(p))
         beaten = ", ".join(p.dominated_by)
         rows.append(
             (
@@ -514,6 +535,18 @@ def points_table(found: Frontier) -> Table:
             )
         )
     return Table(columns, tuple(rows))
+
+
+def _spent(p: Point) -> tuple[str, str, str, str]:
+    """Tokens read and written, calls and milliseconds of one answer; tokens together where a result of an earlier version has no more."""
+    if p.mean_written is None or p.mean_calls is None:
+        return f"{p.mean_tokens:.0f} in all", NONE, NONE, f"{p.mean_ms:.0f}"
+    return (
+        f"{p.mean_tokens - p.mean_written:.0f}",
+        f"{p.mean_written:.0f}",
+        f"{p.mean_calls:.2g}",
+        f"{p.mean_ms:.0f}",
+    )
 
 
 def brief(found: Frontier) -> Table:

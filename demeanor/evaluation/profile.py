@@ -123,6 +123,7 @@ def cost_of(cells: PairedTable, variant: str) -> Cost | None:
         float(np.mean([row.prompt_tokens for row in rows])),
         float(np.mean([row.completion_tokens for row in rows])),
         {name: sum(row.layer_ms.get(name, 0.0) for row in rows) / len(rows) for name in layers},
+        float(np.mean([row.calls for row in rows])),
     )
 
 

@@ -177,6 +177,8 @@ class Cost:
     prompt_tokens: float
     completion_tokens: float
     layer_ms: dict[str, float]
+    calls: float = 0.0
+    """Tools called and searches that found passages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,10 @@ DETAIL_CHARACTERS = 240
 log = logging.getLogger("demeanor.evaluation")
 
 
+FOUND, CALLED = "found", "called a tool"
+"""What layers do that costs more than tokens: a passage was found, a tool was called."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerActivity:
     """One thing a layer did on the way to an answer, in words."""
@@ -95,6 +99,13 @@ class Row:
     def work_ms(self) -> float:
         """Milliseconds that the layers report having worked; the wall time where none reports."""
         return sum(self.layer_ms.values()) if self.layer_ms else self.ms
+
+    @property
+    def calls(self) -> int:
+        """Calls of tools, and one for each layer that found passages: work beside the tokens."""
+        return sum(e.what == CALLED for e in self.events) + len(
+            {e.by for e in self.events if e.what == FOUND}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +188,9 @@ def _did(event: Event) -> LayerActivity | None:
                 _short(" | ".join(f"{m.role}: {m.content}" for m in messages)),
             )
         case Passage(id_, text, _, source, by):
-            return LayerActivity(by, "found", _short(f"{source or id_}: {text}"))
+            return LayerActivity(by, FOUND, _short(f"{source or id_}: {text}"))
         case ToolCalled(call, by):
-            return LayerActivity(by, "called a tool", _short(f"{call.name}({call.arguments})"))
+            return LayerActivity(by, CALLED, _short(f"{call.name}({call.arguments})"))
         case ToolResult(_, name, content, error, by):
             return LayerActivity(
                 by, "a tool failed" if error else "a tool answered", _short(f"{name}: {content}")

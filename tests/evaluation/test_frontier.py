@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from demeanor.evaluation.frontier import (
     calibration_of,
     divergence,
     frontier,
+    points_table,
 )
+from demeanor.evaluation.result_rows import CALLED, FOUND, LayerActivity
 from tests.conftest import each
 from tests.evaluation import synthetic
 
@@ -43,6 +46,30 @@ def test_the_numbers_of_a_point_are_the_shares_counted_by_hand() -> None:
     assert sum(n for by, n in point.refusals.who_unsafe.items() if by != "nobody") == len(refused)
     assert points["base"].before is None
     assert (points["base"].lost, points["base"].gained) == ((), ())
+
+
+def test_the_cost_of_a_point_counts_tokens_read_and_written_and_calls() -> None:
+    items = synthetic.items(40)
+    did = (
+        LayerActivity("retrieval", FOUND, "a"),
+        LayerActivity("retrieval", FOUND, "b"),  # of the same search
+        LayerActivity("tools", CALLED, "calculator"),
+        LayerActivity("tools", CALLED, "calculator"),
+        LayerActivity("tools", "a tool answered", "4"),
+    )
+    rows = [
+        replace(r, prompt_tokens=30, completion_tokens=5, events=did if r.variant == "desk" else ())
+        for r in synthetic.rows(items)
+    ]
+    found = frontier(rows, items, PLACED, name="x")
+    points = {p.label: p for p in found.points}
+    assert (points["dpo+policy"].mean_calls, points["sft"].mean_calls) == (3.0, 0.0)
+    assert (points["sft"].mean_tokens, points["sft"].mean_written) == (35.0, 5.0)
+    table = points_table(found)
+    columns = [table.columns.index(name) for name in ("read", "written", "calls")]
+    assert [table.rows[3][i] for i in columns] == ["30", "5", "3"]
+    earlier = replace(found, points=(replace(points["sft"], mean_written=None, mean_calls=None),))
+    assert points_table(earlier).rows[0][columns[0]] == "35 in all"
 
 
 def test_a_point_is_beaten_only_by_what_is_nowhere_worse() -> None:

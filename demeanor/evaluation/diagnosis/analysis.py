@@ -137,6 +137,8 @@ class Repair:
     regressed_ids: tuple[str, ...]
     shown: bool = False
     """Whether it makes the whole better: the net's interval lies above zero and the corrected p agrees."""
+    calls: Amount = math.nan
+    """Change of tools called and searches that found passages, for one answer; NaN in results of earlier versions."""
 
     @property
     def helped(self) -> tuple[AxisNet, ...]:
@@ -188,6 +190,7 @@ def repair(
         _axes(d_N, weights_N, items, len(failing)),
         tuple(i.id for i, v in zip(failing, up_N) if v == 1),
         tuple(i.id for i, v in zip(controls, down_N) if v == 1),
+        calls=spent[3] - before[3],
     )
 
 
@@ -242,15 +245,16 @@ def _net(d_N: Floats, weights_N: Floats, items: Sequence[Item]) -> Net:
     )
 
 
-def _cost(cells: PairedTable, variant: str) -> tuple[float, float, float]:
-    """Mean prompt tokens, completion tokens and milliseconds of an answer, failed ones left out."""
+def _cost(cells: PairedTable, variant: str) -> tuple[float, float, float, float]:
+    """Mean prompt tokens, completion tokens, milliseconds and calls of an answer, failed ones left out."""
     rows = [row for of_item in cells.of(variant).values() for row in of_item if not row.error]
     if not rows:
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, math.nan
     return (
         float(np.mean([r.prompt_tokens for r in rows])),
         float(np.mean([r.completion_tokens for r in rows])),
         float(np.mean([r.work_ms for r in rows])),
+        float(np.mean([r.calls for r in rows])),
     )
 
 
@@ -511,6 +515,7 @@ COLUMNS = (
     "p",
     "tokens read",
     "written",
+    "calls",
     "ms",
 )
 
@@ -527,8 +532,8 @@ def section(found: Diagnosis) -> Section:
         Table(COLUMNS, tuple(_row(r) for r in repairs), text=(0, 1)),
         Paragraph(
             "Net: the change of all items, controls weighed up to what they stand for; bold or * where its interval lies above zero and the "
-            "p after Holm agrees. Tokens and ms: change per answer; ms has the time that answers waited for each other, so it also shows what else "
-            f"the machine did in the two runs.{_flattered(found)}",
+            "p after Holm agrees. Tokens, calls (of tools, and searches that found passages) and ms: change per answer. Compare by tokens and calls: "
+            f"ms has the time that answers waited for each other, so it also shows what else the machine did in the two runs.{_flattered(found)}",
             "note",
         ),
     ]
@@ -572,7 +577,7 @@ def _helped(r: Repair, a: AxisNet) -> Inline:
 
 
 def _row(r: Repair) -> tuple[Inline, ...]:
-    spent = (r.prompt_tokens, r.completion_tokens, r.ms)
+    spent = (r.prompt_tokens, r.completion_tokens, r.calls, r.ms)
     return (
         r.name,
         r.layer or NONE,
