@@ -37,6 +37,7 @@ from demeanor.core.types import (
 from demeanor.data import revision
 from demeanor.engine import gateway, placement
 from demeanor.engine.adaptive_concurrency import AdaptiveConcurrency, paced
+from demeanor.engine.cache_budget import PROCESS, CacheBudget
 from demeanor.engine.local import LeasedEngine, LocalEngine, WeightsCache
 from demeanor.engine.remote import RemoteModel, estimated_tokens, remote
 from demeanor.engine.respond import (
@@ -113,8 +114,8 @@ class StackRuntime:
     """Tools that the tools layer may offer; None: every tool of tools/."""
     budget_bytes: int | None = None
     """Memory for weights and caches; the least recently used idle ones are unloaded. None: no limit."""
-    cache_bytes: int | None = None
-    """Memory for the keys and values of each set of weights; see `engine.forward.forward_of`."""
+    caches: CacheBudget = PROCESS
+    """Memory for the keys and values of all weights: by default that of this process."""
     _responds: dict[str, Respond] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _shared: dict[Any, Any] = field(default_factory=dict)
@@ -122,7 +123,10 @@ class StackRuntime:
 
     def __post_init__(self) -> None:
         if self._weights is None:  # else it belongs to another runtime, which closes it
-            self._weights = WeightsCache(self._load, self.budget_bytes)
+            left = self.budget_bytes  # for weights, beside what keys and values may take
+            if left is not None:
+                left -= int(min(left, self.caches.limit_bytes))
+            self._weights = WeightsCache(self._load, left)
             self._closers.append(self._weights.close)
 
     def weights(self, stage: str) -> LoadedWeights:
@@ -171,7 +175,7 @@ class StackRuntime:
                 num_slots=self.num_slots,
                 compute=compute,
                 cache_format=self.stack.cache_format(stage),
-                cache_bytes=self.cache_bytes,
+                budget=self.caches,
             ),
         )
 

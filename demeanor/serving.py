@@ -22,6 +22,7 @@ from demeanor.core import registry
 from demeanor.core.errors import DemeanorError, RequestError, StaleFileError, UsageError
 from demeanor.core.long_text import Folded, off_loop
 from demeanor.core.types import Decoding, Messages, Respond, Turn
+from demeanor.engine.cache_budget import PROCESS, CacheBudget
 from demeanor.engine.gateway import Gateway
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.remote import estimated_tokens
@@ -70,11 +71,26 @@ def serve(
     budget, cache = (
         None if gib is None else int(gib * 2**30) for gib in (settings.memory_gib, settings.cache_gib)
     )
-    versions = StackVersions(load_stack, runs, budget, cache)
+    versions = StackVersions(load_stack, runs, budget, caches_of(budget, cache))
     if settings.labels is None:
         return server.serve(versions, settings, pages)
     with closing(open_url(settings.labels, root=Path.cwd())) as database:
         return server.serve(versions, settings, pages, Labelling(database, label_agreement.measured))
+
+
+def caches_of(budget_bytes: int | None, cache_bytes: int | None) -> CacheBudget:
+    """The memory for keys and values of a server: as set, else what suits the machine and at most half of `budget_bytes`.
+
+    Raises UsageError if it leaves nothing for weights.
+    """
+    if budget_bytes is not None and cache_bytes is not None and cache_bytes >= budget_bytes:
+        raise UsageError(
+            f"--cache-memory {cache_bytes / 2**30:g} leaves nothing for weights of --memory {budget_bytes / 2**30:g}, "
+            "which bounds both; wanted less"
+        )
+    if cache_bytes is None and budget_bytes is not None:
+        cache_bytes = int(min(PROCESS.limit_bytes, budget_bytes // 2))
+    return PROCESS if cache_bytes is None else CacheBudget(cache_bytes)
 
 
 def check_shared(stack: Stack, settings: Settings, processes: int) -> None:
@@ -104,7 +120,7 @@ class StackVersions:
     load_stack: Callable[[], Stack]
     runs: Runs
     budget_bytes: int | None = None
-    cache_bytes: int | None = None
+    caches: CacheBudget = PROCESS
     living: list[StackRuntime] = field(default_factory=list)
     beside: list[StackRuntime] = field(default_factory=list)
     """Runtimes of other stack files, for arms of experiments and shadows."""
@@ -179,9 +195,9 @@ class StackVersions:
         return [engine.placement._asdict() for engine in self._engines()]
 
     def cache_pages(self) -> tuple[int, int, int]:
-        """Pages of keys and values in all engines: of running answers, kept for later ones, and free."""
+        """Pages of keys and values in all engines: of running answers, kept for later ones, and what one engine may still take."""
         uses = [engine.cache_use for engine in self._engines()]
-        return sum(x.used for x in uses), sum(x.kept for x in uses), sum(x.free for x in uses)
+        return sum(x.used for x in uses), sum(x.kept for x in uses), max((x.free for x in uses), default=0)
 
     def _engines(self) -> Collection[LocalEngine]:
         return {
@@ -191,7 +207,7 @@ class StackVersions:
         }.values()
 
     def _runtime(self, stack: Stack) -> StackRuntime:
-        return StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes, cache_bytes=self.cache_bytes)
+        return StackRuntime(stack, self.runs, budget_bytes=self.budget_bytes, caches=self.caches)
 
     def tool_servers(self) -> list[ServerState]:
         """The MCP servers of the served version."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 import shutil
@@ -140,6 +141,15 @@ def memory_bytes() -> int | None:
     with contextlib.suppress(ValueError, OSError):  # the text "max" where there is no limit
         found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(found, default=None)
+
+
+def memory_on_demand(num_bytes: int) -> mmap.mmap:
+    """Return zeros to which the system gives memory only as they are written."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    found = mmap.mmap(-1, num_bytes, **private)  # shared memory would stay when it is given back
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux: a page of 2 MB would hold thousands of tokens of one head
+        found.madvise(mmap.MADV_NOHUGEPAGE)
+    return found
 
 
 def cores() -> set[int]:

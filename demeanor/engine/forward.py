@@ -7,7 +7,6 @@ listed in `read`. Knows nothing of requests or sampling.
 from __future__ import annotations
 
 import copy
-import weakref
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from demeanor.core import hardware
 from demeanor.core.errors import EngineError
+from demeanor.engine.cache_budget import PROCESS, CacheBudget
 from demeanor.engine.placement import DecodingPlace
 from demeanor.engine.prefixes import PagePrefixes, Prefixes, SlotPrefixes
 from demeanor.model import native
@@ -53,7 +52,7 @@ class Forward(Protocol):
 
     vocab_size: int
     placement: DecodingPlace
-    num_bytes: int
+    num_bytes: int  # of weights, and of a cache that no CacheBudget bounds
     capacity: (
         int | None
     )  # tokens of all sequences that the cache holds at once; None: a whole context in every slot
@@ -70,22 +69,18 @@ class Forward(Protocol):
         hidden_RD."""
 
 
-KEPT_SHARE = 4  # without a setting, keys and values take up to one part in so many of the machine's memory
-_CACHES: weakref.WeakSet[PagedCache] = weakref.WeakSet()  # of this process: every set of weights has one
-
-
 def forward_of(
     model: Llama | ForeignModel,
     num_slots: int,
     max_tokens: int,
-    cache_bytes: int | None = None,
+    budget: CacheBudget | None = None,
     compute: native.Compute = "fp32",
     cache_format: CacheFormat = "fp32",
 ) -> Forward:
     """Return the fastest forward that runs this model here, with its cache of keys and values in `cache_format`.
 
-    `cache_bytes` limits the cache of the compiled forward; None: a quarter of the machine's memory for the first in this
-    process, half as much for the second, a third for the third, or one whole context if that is more. It never takes more than all slots can fill. Raises EngineError if `compute` is bf16 and compiled code
+    `budget` bounds what the pages of the compiled forward take, together with those of others; None: with all of this process. Its
+    table never names more than all slots can fill. Raises EngineError if the bound holds no token, if `compute` is bf16 and compiled code
     cannot run the model, or if transformers runs it and `cache_format` is not fp32.
     """
     if isinstance(model, ForeignModel):
@@ -98,11 +93,10 @@ def forward_of(
             )
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
-        size = page_bytes(model.config, cache_format)
-        pages = _num_pages(size, num_slots, max_tokens, cache_bytes)
+        budget, blocks = budget or PROCESS, -(-max_tokens // PAGE)
+        pages = budget.num_pages(page_bytes(model.config, cache_format), blocks, num_slots * blocks + 1)
         cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
-        _CACHES.add(cache)
-        return Compiled(model, cache, compute)
+        return Compiled(model, cache, budget, compute)
     if isinstance(model, torch.nn.Module):
         dequantised(model)  # torch has no products of groups
     head = model.head()
@@ -119,33 +113,19 @@ def _no_bf16() -> EngineError:
     )
 
 
-def _num_pages(size: int, num_slots: int, max_tokens: int, cache_bytes: int | None) -> int:
-    """Return how many pages of `size` bytes a cache has: one that belongs to nobody, and as many as the limit allows."""
-    blocks, memory = -(-max_tokens // PAGE), hardware.memory_bytes()
-    most = num_slots * blocks + 1
-    if cache_bytes is None:
-        return (
-            most
-            if memory is None
-            else min(most, max(memory // KEPT_SHARE // (1 + len(_CACHES)) // size, blocks + 1))
-        )
-    if cache_bytes < 2 * size:
-        raise EngineError(
-            f"a cache of {cache_bytes / 2**30:.4g} GiB holds no token of this model; wanted at least "
-            f"{2 * size / 2**30:.4g} GiB, two pages of {PAGE} tokens"
-        )
-    return min(most, cache_bytes // size)
-
-
 class Compiled:
     """One call into compiled code per step; bit-equal whatever else is in the batch."""
 
     exact = True
 
-    def __init__(self, model: Llama, cache: PagedCache, compute: native.Compute = "fp32") -> None:
+    def __init__(
+        self, model: Llama, cache: PagedCache, budget: CacheBudget, compute: native.Compute = "fp32"
+    ) -> None:
         self._cache, self._native = cache, native.Native(model, cache, compute=compute)
+        self._budget = budget
+        self._prefixes: PagePrefixes | None = None
         self.vocab_size = model.config.vocab_size
-        self.num_bytes = self._native.num_bytes + cache.num_bytes
+        self.num_bytes = self._native.num_bytes
         formats = "+".join(sorted(self._native.formats))
         self.placement = DecodingPlace("cpu", formats, compute, _name(cache.data.dtype))
         self.capacity: int | None = PAGE * (cache.num_pages - 1)
@@ -157,7 +137,10 @@ class Compiled:
         return self._native.hidden(rows.tokens, rows.slots, rows.positions, rows.read)
 
     def prefixes(self, num_slots: int) -> Prefixes:
-        return PagePrefixes(self._cache, num_slots)
+        if self._prefixes is not None:
+            self._prefixes.close()
+        self._prefixes = PagePrefixes(self._cache, num_slots, self._budget)
+        return self._prefixes
 
 
 class Torch:

@@ -27,6 +27,7 @@ from torch import Tensor
 from demeanor.core import hardware
 from demeanor.core.errors import ContextError, DecodingError, EngineError
 from demeanor.core.types import Decoding
+from demeanor.engine.cache_budget import CacheBudget
 from demeanor.engine.forward import Rows, forward_of
 from demeanor.engine.placement import DecodingPlace, slots_that_fit
 from demeanor.engine.prefixes import CacheUse, Prefixes
@@ -137,7 +138,7 @@ _DECODED = 1 << 16  # pairs of neighbouring tokens whose text is remembered
 class LocalEngine:
     """Continuous batching over `num_slots` sequences of up to `max_context` tokens (None: the model's).
 
-    `cache_bytes` limits the memory for keys and values; see `forward_of`.
+    `budget` bounds the memory for keys and values, together with other engines; None: with all of this process.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class LocalEngine:
         *,
         num_slots: int = 32,
         max_context: int | None = None,
-        cache_bytes: int | None = None,
+        budget: CacheBudget | None = None,
         compute: Compute = "fp32",
         cache_format: CacheFormat = "fp32",
     ) -> None:
@@ -156,7 +157,7 @@ class LocalEngine:
         num_slots = self.num_slots = slots_that_fit(model, num_slots, self.max_context, cache_format)
         self._decode = lru_cache(_DECODED)(tokenizer.decode)
         slots = num_slots + 1  # one is for `hidden`
-        self._forward = forward_of(model, slots, self.max_context, cache_bytes, compute, cache_format)
+        self._forward = forward_of(model, slots, self.max_context, budget, compute, cache_format)
         self._tokenizer = tokenizer
         self._grammars: Grammars | None = None
         self._opening = threading.Lock()
@@ -216,7 +217,7 @@ class LocalEngine:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights and cache; weights shared between engines count in each of them."""
+        """Bytes of weights, and of a cache that no CacheBudget bounds; weights shared between engines count in each of them."""
         return self._forward.num_bytes
 
     @property
@@ -298,6 +299,8 @@ class LocalEngine:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        with _TURN:
+            self._batch.prefixes.close()
         if self._grammars is not None:
             self._grammars.close()
         atexit.unregister(self.close)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from demeanor.engine.cache_budget import CacheBudget
 from demeanor.model.pages import PAGE, PagedCache
 
 
 @dataclass(slots=True)
 class CacheUse:
-    """Slots that are free; pages of running sequences, kept for later ones, and free; of all prompt tokens, those that were
-    known."""
+    """Slots that are free; pages of running sequences, kept for later ones, and that nothing is in or that may still be taken; of all
+    prompt tokens, those that were known."""
 
     free_slots: int = 0
     used: int = 0
@@ -51,6 +52,12 @@ class Prefixes(Protocol):
 
     def release(self, slot: int, *, keep: bool) -> None:
         """Give a slot back; `keep`: later prompts may use what was written."""
+
+    def withdraw(self) -> None:
+        """Nobody waits for memory here any more."""
+
+    def close(self) -> None:
+        """Forget what is kept, and give its memory back; running sequences go on."""
 
     def usage(self) -> CacheUse:
         """Return what the memory is used for."""
@@ -111,95 +118,143 @@ class _Seat:
 class PagePrefixes:
     """Slots whose pages are shared: a prefix is in memory once, whoever uses it.
 
-    Pages that no sequence uses are kept, and the least recently used give way first. A sequence is admitted when there is
-    memory for all that it may write, so one that runs never waits for another.
+    Pages that no sequence uses are kept, and the least recently used give way first, to other engines too (`cache_budget.py`). A sequence
+    is admitted when there is memory for all that it may write, so one that runs never waits for another.
     """
 
-    def __init__(self, cache: PagedCache, num_slots: int) -> None:
-        self._cache, self._table = cache, cache.table.numpy()
+    def __init__(self, cache: PagedCache, num_slots: int, budget: CacheBudget) -> None:
+        self._cache, self._table, self._budget = cache, cache.table.numpy(), budget
+        self.page_bytes = cache.page_bytes
         self._table[:] = 0  # page 0 belongs to nobody: a forward on an empty slot may write it
         self._root = _Page(0)
-        self._free = list(range(cache.num_pages - 1, 0, -1))
-        self._kept: OrderedDict[_Page, None] = OrderedDict()  # without a user, least recently used first
+        self._free: list[int] = []  # in memory, and nothing is in them
+        self._away = list(range(cache.num_pages - 1, 0, -1))  # not in memory
+        self._kept: OrderedDict[_Page, int] = OrderedDict()  # without a user, least recently used first: when
         self._num_slots, self._slots = num_slots, list(range(num_slots))  # longest free first
         self._seats: dict[int, _Seat] = {}
         self._admitted = 0
         self._counts = CacheUse()
+        for page in range(1, cache.num_pages):
+            cache.give_back(page)
+        budget.join(self)
 
     def admit(self, prompt: list[int], room: int, *, reuse: bool) -> tuple[int, int] | None:
-        if not self._slots:
-            return None
-        chain, source, known = self._match(prompt[:-1]) if reuse else ([], None, 0)
-        seat = _Seat(self._admitted, min(-(-(len(prompt) + room) // PAGE), self._table.shape[1]))
-        available = len(self._free) + len(self._kept) - sum(page.users == 0 for page in chain) - self._owed()
-        if seat.most - len(chain) > available:
-            return None
-        slot = self._slots.pop(0)
-        self._admitted += 1
-        self._seats[slot] = seat
-        self._extend(slot, chain, source, known)
-        self._counts.prompt_tokens += len(prompt)
-        self._counts.cached_tokens += seat.length
-        return slot, seat.length
+        with self._budget.lock:
+            if not self._slots:
+                return None
+            chain, source, known = self._match(prompt[:-1]) if reuse else ([], None, 0)
+            seat = _Seat(self._admitted, min(-(-(len(prompt) + room) // PAGE), self._table.shape[1]))
+            if not self._fits(seat.most - sum(page.users > 0 for page in chain)):
+                return None
+            slot = self._slots.pop(0)
+            self._admitted += 1
+            self._seats[slot] = seat
+            self._extend(slot, chain, source, known)
+            self._counts.prompt_tokens += len(prompt)
+            self._counts.cached_tokens += seat.length
+            return slot, seat.length
 
     def take(self, slot: int, tokens: int) -> bool:
-        most = -(-tokens // PAGE)
-        if most > len(self._free) + len(self._kept) - self._owed():
-            return False
-        self._seats[slot] = _Seat(self._admitted, most)
-        self._admitted += 1
-        return True
+        with self._budget.lock:
+            seat = _Seat(self._admitted, -(-tokens // PAGE))
+            if not self._fits(seat.most):
+                self._budget.withdraw(self)  # a text asks again on its own
+                return False
+            self._seats[slot] = seat
+            self._admitted += 1
+            return True
 
     def more(self, slot: int, prompt: list[int]) -> int:
-        seat = self._seats[slot]
-        chain, source, common = self._match(prompt[:-1])
-        if PAGE * len(chain) + common > seat.length:
-            before = seat.length
-            self._extend(slot, chain, source, common)
-            self._counts.cached_tokens += seat.length - before
-        return seat.length
+        with self._budget.lock:
+            seat = self._seats[slot]
+            chain, source, common = self._match(prompt[:-1])
+            if PAGE * len(chain) + common > seat.length:
+                before = seat.length
+                self._extend(slot, chain, source, common)
+                self._counts.cached_tokens += seat.length - before
+            return seat.length
 
     def reserve(self, slot: int, end: int) -> None:
-        seat = self._seats[slot]
-        while PAGE * len(seat.pages) < end:
-            page = self._take()
-            assert page is not None, "a sequence is admitted when there is memory for all of it"
-            self._append(slot, _Page(page, users=1, writer=seat.number))
+        with self._budget.lock:
+            seat = self._seats[slot]
+            while PAGE * len(seat.pages) < end:
+                page = self._take()
+                assert page is not None, "a sequence is admitted when there is memory for all of it"
+                self._append(slot, _Page(page, users=1, writer=seat.number))
 
     def wrote(self, slot: int, tokens: Sequence[int]) -> None:
-        seat, start = self._seats[slot], 0
-        while start < len(tokens):
-            at = seat.length // PAGE
-            page, part = seat.pages[at], tokens[start : start + PAGE - seat.length % PAGE]
-            if not page.tokens:
-                page.parent = seat.pages[at - 1] if at else self._root
-                page.parent.partial[page] = None
-            page.tokens += part
-            seat.length += len(part)
-            start += len(part)
-            if len(page.tokens) == PAGE:
-                self._complete(slot, at)
+        with self._budget.lock:
+            seat, start = self._seats[slot], 0
+            while start < len(tokens):
+                at = seat.length // PAGE
+                page, part = seat.pages[at], tokens[start : start + PAGE - seat.length % PAGE]
+                if not page.tokens:
+                    page.parent = seat.pages[at - 1] if at else self._root
+                    page.parent.partial[page] = None
+                page.tokens += part
+                seat.length += len(part)
+                start += len(part)
+                if len(page.tokens) == PAGE:
+                    self._complete(slot, at)
 
     def release(self, slot: int, *, keep: bool) -> None:
-        seat = self._seats.pop(slot)
-        for page in reversed(seat.pages):  # so that a page gives way before the one that it continues
-            page.users -= 1
-            if page.users:
-                continue
-            failed = not keep and page.writer == seat.number and not any(page.children())
-            if page.tokens and not failed:
-                self._kept[page] = None
-            else:
-                self._drop(page)
-        self._table[slot] = 0
-        if slot < self._num_slots:
-            self._slots.append(slot)
+        with self._budget.lock:
+            seat, now = self._seats.pop(slot), self._budget.used_now()
+            for page in reversed(seat.pages):  # so that a page gives way before the one that it continues
+                page.users -= 1
+                if page.users:
+                    continue
+                failed = not keep and page.writer == seat.number and not any(page.children())
+                if page.tokens and not failed:
+                    self._kept[page] = now
+                else:
+                    self._drop(page)
+            self._table[slot] = 0
+            if slot < self._num_slots:
+                self._slots.append(slot)
+
+    def withdraw(self) -> None:
+        self._budget.withdraw(self)
+
+    def close(self) -> None:
+        with self._budget.lock:
+            while self.oldest() is not None:
+                self.give_back()
+            self._budget.leave(self)
 
     def usage(self) -> CacheUse:
-        self._counts.free_slots = len(self._slots)
-        self._counts.kept, self._counts.free = len(self._kept), len(self._free)
-        self._counts.used = self._cache.num_pages - 1 - len(self._kept) - len(self._free)
-        return self._counts
+        with self._budget.lock:
+            room = self._budget.free_bytes // self.page_bytes
+            self._counts.free_slots = len(self._slots)
+            self._counts.kept = len(self._kept)
+            self._counts.free = len(self._free) + int(max(0, min(len(self._away), room)))
+            self._counts.used = self.held() - len(self._kept) - len(self._free)
+            return self._counts
+
+    # ---- what the budget asks ----
+
+    def promised(self) -> int:
+        return self.held() - len(self._kept) - len(self._free) + self._owed()
+
+    def held(self) -> int:
+        return self._cache.num_pages - 1 - len(self._away)
+
+    def oldest(self) -> int | None:
+        return 0 if self._free else next(iter(self._kept.values()), None)
+
+    def give_back(self) -> None:
+        if not self._free:
+            self._forget(next(iter(self._kept)))
+        page = self._free.pop()
+        self._cache.give_back(page)
+        self._away.append(page)
+
+    def _fits(self, pages: int) -> bool:
+        """True if so many pages can be promised, in this engine's table and in the memory of all."""
+        if self.promised() + pages > self._cache.num_pages - 1:
+            self._budget.withdraw(self)  # its own sequences have what it waits for
+            return False
+        return self._budget.admits(self, pages)
 
     def _owed(self) -> int:
         """Pages that running sequences may still ask for."""
@@ -241,12 +296,13 @@ class PagePrefixes:
             source.writer = seat.number
             self._append(slot, source)
         else:
-            number = self._take(source)
+            unused = self._kept.pop(source, None) is not None  # so that it does not give way to its copy
+            number = self._take()
+            if unused:
+                self._kept[source] = self._budget.used_now()
             if number is None:
                 return
             self._cache.copy_page(source.number, number)
-            if source in self._kept:
-                self._kept.move_to_end(source)
             page = _Page(number, source.parent, seat.number, 1, source.tokens[:common])
             assert page.parent is not None
             page.parent.partial[page] = None
@@ -281,14 +337,20 @@ class PagePrefixes:
         page.leave()
         self._free.append(page.number)
 
-    def _take(self, spared: _Page | None = None) -> int | None:
-        """Return a free page, or the one that was not used for longest, but not `spared`."""
+    def _forget(self, page: _Page) -> None:
+        del self._kept[page]
+        self._drop(page)
+
+    def _take(self) -> int | None:
+        """Return a page that nothing is in: a free one, a new one, or the one that was not used for longest."""
         if not self._free:
-            oldest = next((page for page in self._kept if page is not spared), None)
-            if oldest is None:
+            if self._away and self._budget.grow(self):
+                page = self._away.pop()
+                self._cache.hold(page)
+                return page
+            if not self._kept:
                 return None
-            del self._kept[oldest]
-            self._drop(oldest)
+            self._forget(next(iter(self._kept)))
         return self._free.pop()
 
 
@@ -341,6 +403,12 @@ class SlotPrefixes:
             self._contents[slot] = []
         if slot < self._num_slots:
             self._free.append(slot)
+
+    def withdraw(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
     def usage(self) -> CacheUse:
         self._counts.free_slots = len(self._free)

@@ -80,11 +80,14 @@ def run(forward: Forward, sequences: Sequence[SequenceState], num_slots: int) ->
     batch, pieces = Batch(forward, num_slots), {sequence: list[Piece]() for sequence in sequences}
     for sequence in sequences:
         batch.add(sequence)
-    while batch.busy:
-        for sequence, delivery in batch.step():
-            if isinstance(delivery, EngineError):
-                raise delivery
-            pieces[sequence].append(delivery)
+    try:
+        while batch.busy:
+            for sequence, delivery in batch.step():
+                if isinstance(delivery, EngineError):
+                    raise delivery
+                pieces[sequence].append(delivery)
+    finally:
+        batch.prefixes.close()  # what was running waits for nobody, and holds no memory of others
     return list(pieces.values())
 
 

@@ -319,6 +319,7 @@ class Batch:
             self._release(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
+            self.prefixes.withdraw()
 
     def step(self) -> list[tuple[SequenceState, Delivery]]:
         """Admit sequences, feed the newest tokens and parts of the prompts in one forward, return the new
@@ -335,6 +336,7 @@ class Batch:
             if sequence.slot < 0 and not sequence.finished:
                 break  # there is no slot or no memory now
             self._waiting.popleft()
+            self.prefixes.withdraw()
             broken += [sequence] if sequence.finished else []
         rows, sampled = Rows(), list[SampledRow]()
         room = DRAFTED_PER_STEP

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -226,9 +225,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | Non
     """Zeros; on a CPU the system gives memory only to the pages that are written (torch.zeros writes all)."""
     if device is not None and device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux: a page of 2 MB would hold thousands of tokens of one head
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    pages = hardware.memory_on_demand(math.prod(shape) * dtype.itemsize)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 

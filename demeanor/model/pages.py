@@ -6,13 +6,14 @@ that says which page holds which tokens of a slot. Knows no tokens; who shares p
 
 from __future__ import annotations
 
+import mmap
 from typing import Literal, TypeAlias
 
 import torch
 
 from demeanor.core import hardware
 from demeanor.core.errors import CheckpointError
-from demeanor.model.llama import Config, zeros
+from demeanor.model.llama import Config
 
 PAGE = 32  # tokens, as in kernels/attention.h
 CacheFormat: TypeAlias = Literal["fp32", "bf16", "fp16"]
@@ -62,13 +63,38 @@ class PagedCache:
                 f"machine has {memory / 2**30:.1f} GiB. Lower max_position_embeddings in the checkpoint's "
                 "config.json, the longest context that is served"
             )
-        self.data = zeros((config.num_hidden_layers, self.num_pages, _stride(config, dtype)), dtype, None)
+        self._memory = hardware.memory_on_demand(needed)
+        shape = (config.num_hidden_layers, self.num_pages, _stride(config, dtype))
+        self.data = torch.frombuffer(self._memory, dtype=dtype).view(shape)
+        self._held = bytearray(self.num_pages)  # 1: `hold` was called, and `give_back` not yet
         self.table = torch.arange(num_slots * blocks, dtype=torch.int32).view(num_slots, blocks)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all pages, written or not."""
         return self.num_pages * self.page_bytes
+
+    def hold(self, page: int) -> None:
+        """Count a page as one that is written, until it is given back."""
+        self._held[page] = 1
+
+    def give_back(self, page: int) -> None:
+        """Return the memory of a page to the system, where the system can take it (Linux); what was written is lost."""
+        if not self._held[page]:
+            return
+        self._held[page] = 0
+        size, whole = self.page_bytes // len(self.data), mmap.PAGESIZE
+        if not hasattr(mmap, "MADV_DONTNEED") or size < whole:
+            return
+        # The system's pages at both ends belong to the neighbours too, and go with the last of the two.
+        before = page > 0 and not self._held[page - 1]
+        after = page + 1 < self.num_pages and not self._held[page + 1]
+        for layer in range(len(self.data)):
+            start = (layer * self.num_pages + page) * size
+            end = start + size
+            start = (start if before else start + whole - 1) // whole * whole
+            end = (end + whole - 1 if after else end) // whole * whole
+            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page."""

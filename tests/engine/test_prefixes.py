@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import random
-import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from demeanor.core.errors import ContextError, EngineError
 from demeanor.core.types import Decoding
 from demeanor.engine import forward
+from demeanor.engine.cache_budget import CacheBudget
 from demeanor.engine.local import LocalEngine
 from demeanor.engine.prefixes import PagePrefixes, common_prefix
 from demeanor.engine.scheduler import Batch, Piece, Request, SequenceState
@@ -29,13 +28,19 @@ class Memory:
     """A cache that stores, for each token of each page, the whole text up to it: the obvious twin of keys and values."""
 
     def __init__(self, num_pages: int) -> None:
-        self.num_pages, self.num_slots = num_pages, SLOTS
+        self.num_pages, self.num_slots, self.page_bytes = num_pages, SLOTS, 1
         self.table = torch.full((SLOTS, BLOCKS), -1, dtype=torch.int32)
         self.pages: list[list[Any]] = [[None] * PAGE for _ in range(num_pages)]
 
     def copy_page(self, source: int, target: int) -> None:
         assert source != target
         self.pages[target] = list(self.pages[source])
+
+    def hold(self, page: int) -> None:
+        pass
+
+    def give_back(self, page: int) -> None:
+        self.pages[page] = [None] * PAGE
 
     def write(self, slot: int, text: list[int], start: int) -> None:
         for i in range(start, len(text)):
@@ -56,11 +61,13 @@ class Running:
 class Simulation:
     """Random sequences over two tokens, many of which continue earlier ones."""
 
-    def __init__(self, num_pages: int, seed: int, failing: float = 0.1) -> None:
+    def __init__(
+        self, num_pages: int, seed: int, failing: float = 0.1, budget: CacheBudget | None = None
+    ) -> None:
         self.failing = failing  # share of sequences whose pages are not kept
         self.random = random.Random(seed)
         self.memory = Memory(num_pages)
-        self.prefixes = PagePrefixes(self.memory, SLOTS)  # type: ignore[arg-type]
+        self.prefixes = PagePrefixes(self.memory, SLOTS, budget or CacheBudget(num_pages))  # type: ignore[arg-type]
         self.running: list[Running] = []
         self.written: list[list[int]] = [[]]
         self.admitted = self.refused = self.known = 0
@@ -111,8 +118,11 @@ class Simulation:
         self.running.remove(one)
         self.prefixes.release(one.slot, keep=self.random.random() >= self.failing)
 
-    def step(self) -> None:
+    def move(self) -> None:
         self.random.choice([self.admit, self.one, self.one, self.one, self.leave])()
+
+    def step(self) -> None:
+        self.move()
         self.check()
 
     def one(self) -> None:
@@ -123,11 +133,14 @@ class Simulation:
         if self.running and self.random.random() < 0.3:
             self.end(self.random.choice(self.running))
 
-    def check(self) -> None:
+    def check_texts(self) -> None:
         for one in self.running:
             assert self.memory.read(one.slot, len(one.text)) == [
                 tuple(one.text[: i + 1]) for i in range(len(one.text))
             ]
+
+    def check(self) -> None:
+        self.check_texts()
         use = self.prefixes.usage()
         assert use.used + use.kept + use.free == self.memory.num_pages - 1
         held = {
@@ -200,7 +213,7 @@ def states(model: Llama, prompts: list[list[int]], max_tokens: int) -> list[Sequ
 def test_a_thousand_requests_leave_no_page_behind() -> None:
     """Some are cancelled while they wait, read or write; the cache never takes more than its bound."""
     model, random_ = policy(), random.Random(0)
-    runner = forward.forward_of(model, 9, 256, 20 * page_bytes(model.config))
+    runner = forward.forward_of(model, 9, 256, CacheBudget(20 * page_bytes(model.config)))
     assert runner.capacity == 19 * PAGE
     batch = Batch(runner, 8)
     prompts = [[random_.randint(1, 3) for _ in range(random_.randint(1, 120))] for _ in range(40)]
@@ -228,25 +241,12 @@ def test_a_thousand_requests_leave_no_page_behind() -> None:
 
 
 @compiled
-def test_caches_of_one_process_share_what_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = policy()
-    memory = forward.KEPT_SHARE * 60 * page_bytes(model.config)
-    monkeypatch.setattr(forward, "_CACHES", weakref.WeakSet())
-    monkeypatch.setattr(forward.hardware, "memory_bytes", lambda: memory)
-    several = [forward.forward_of(model, 64, 256) for _ in range(3)]
-    assert [one.capacity for one in several] == [PAGE * 59, PAGE * 29, PAGE * 19]
-    del several
-    gc.collect()
-    assert forward.forward_of(model, 64, 256).capacity == PAGE * 59
-
-
-@compiled
 def test_answers_are_the_same_with_little_memory_and_with_much() -> None:
     model, random_ = policy(), random.Random(1)
     prompts = [[random_.randint(1, 3) for _ in range(random_.randint(20, 120))] for _ in range(6)] * 3
 
     def answers(pages: int) -> list[list[int]]:
-        batch = Batch(forward.forward_of(model, 5, 256, pages * page_bytes(model.config)), 4)
+        batch = Batch(forward.forward_of(model, 5, 256, CacheBudget(pages * page_bytes(model.config))), 4)
         sequences = states(model, prompts, 20)
         return [[piece.token for piece in pieces] for pieces in answered(batch, sequences).values()]
 
@@ -259,7 +259,7 @@ def test_answers_are_the_same_with_little_memory_and_with_much() -> None:
 def test_a_request_that_can_never_fit_is_refused_by_name_and_the_engine_goes_on() -> None:
     model = policy()
     tokenizer: Any = type("Bytes", (), {"decode": staticmethod(lambda tokens: "x" * len(tokens))})()
-    engine = LocalEngine(model, tokenizer, num_slots=2, cache_bytes=3 * page_bytes(model.config))
+    engine = LocalEngine(model, tokenizer, num_slots=2, budget=CacheBudget(3 * page_bytes(model.config)))
     try:
         with pytest.raises(ContextError, match=r"more than the 64 tokens .* --cache-memory"):
             engine.generate([Request((5,) * 40, Decoding(0, max_tokens=30))])
@@ -307,4 +307,4 @@ def test_a_cache_too_small_for_a_token_is_refused() -> None:
     if native.build() is None:
         pytest.skip("no C++ compiler here")
     with pytest.raises(EngineError, match="holds no token of this model"):
-        forward.forward_of(policy(), 2, 256, 100)
+        forward.forward_of(policy(), 2, 256, CacheBudget(100))
