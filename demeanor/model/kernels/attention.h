@@ -141,11 +141,15 @@ inline int64_t attend_floats(int64_t D, int64_t group) {
 }
 
 inline float highest(V x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps(x);
+#else
     float t[W];
     store(t, x);
     for (int s = W / 2; s; s /= 2)
         for (int i = 0; i < s; i++) t[i] = t[i + s] > t[i] ? t[i + s] : t[i];
     return t[0];
+#endif
 }
 
 // Never inlined: else a compiler may round the product and a sum after it at once in one copy of the loop and not in another.
@@ -207,7 +211,7 @@ void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t las
                 tops[m] = top;
             }
             V sum = load(lanes + m * W);
-            for (int64_t j = 0; j < pages * PAGE; j += W) { const V e = exp_(load(s + j) - tops[m]); store(s + j, e); sum += e; }
+            for (int64_t j = 0; j < pages * PAGE; j += W) { const V e = exp_<true>(load(s + j) - tops[m]); store(s + j, e); sum += e; }
             store(lanes + m * W, sum);
         }
         for (int64_t p = 0; p < pages; p++) {

@@ -69,13 +69,16 @@ typedef std::vector<float, Aligned<float>> Floats;
 inline V all(float x) { V v = {}; return v + x; }
 inline float sum(V x) { float s = 0; for (int i = 0; i < W; i++) s += x[i]; return s; }
 
-inline V exp_(V x) {  // Cephes' expf: 2^n times a polynomial, relative error 2e-7
-    x = x > 88.0f ? all(88.0f) : x;
+// Cephes' expf: 2^n times a polynomial, relative error 2e-7. DOWN: no number is above 0, which saves steps and gives the same bits.
+template <bool DOWN = false>
+inline V exp_(V x) {
+    if (!DOWN) x = x > 88.0f ? all(88.0f) : x;
     V low = all(-87.0f);
     I under = x < low;
     x = under ? low : x;
     V n = x * 1.44269504088896341f;
-    V half = n < 0.0f ? all(-0.5f) : all(0.5f);
+    V half = all(-0.5f);
+    if (!DOWN) half = n < 0.0f ? half : all(0.5f);
     I whole = __builtin_convertvector(n + half, I);
     n = __builtin_convertvector(whole, V);
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
