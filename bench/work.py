@@ -217,7 +217,8 @@ def small(work: Work) -> Work:
         return replace(work, batch=4, steps=5)
 
     def rows(count: int) -> list[Row]:
-        return [(p[-24:], [[*c[:23], EOS] for c in cs]) for p, cs in work.rows(count)]
+        found = work.rows(count)  # a prompt keeps its parity, which `desirable` reads
+        return [(p[-24 + len(p) % 2 :], [[*c[:-1][:23], EOS] for c in cs]) for p, cs in found]
 
     return replace(work, rows=rows, batch=4, steps=3)
 
