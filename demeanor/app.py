@@ -22,7 +22,7 @@ import numpy as np
 
 from demeanor import indexes, tool_servers, training_services
 from demeanor.core import registry
-from demeanor.core.errors import SpecError, UsageError
+from demeanor.core.errors import CheckpointError, SpecError, UsageError
 from demeanor.core.long_text import Folded
 from demeanor.core.types import (
     Decoding,
@@ -408,6 +408,16 @@ def connected(url: str, model: str, key_env: str | None, timeout_s: float) -> Re
 def decoding_note(stack: Stack) -> str:
     """How the stack's weights decode on this machine, and what was measured to choose it; empty for a remote model."""
     return placement.note(stack.spec.weights, stack.root, stack.cache_format(stack.serve))
+
+
+def memory_note(stack: Stack, runs: Runs) -> str:
+    """What memory the served weights take on this machine; empty where they are not here yet, or elsewhere."""
+    try:
+        folder = weights_folder(stack, runs, stack.serve)
+    except CheckpointError:
+        return ""
+    spec = placement.resolved(stack.spec.weights, stack.root)
+    return placement.memory_note(spec, folder, stack.cache_format(stack.serve))
 
 
 def policy_kit() -> Kit:

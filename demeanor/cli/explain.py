@@ -6,7 +6,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from demeanor.app import GENERATION, decoding_note, policy_notes
+from demeanor.app import GENERATION, decoding_note, memory_note, policy_notes
 from demeanor.indexes import RetrievalSpec, indexed
 from demeanor.stack.schema import Remote, upstream_name
 from demeanor.stack.stack import Stack, plain
@@ -25,6 +25,8 @@ def show(stack: Stack, runs: Runs, *, full: bool = False) -> None:
     if note := _upstreams(stack):
         console.print(note, markup=False)
     console.print(_layers(stack))
+    if note := memory_note(stack, runs):
+        console.print(note, markup=False)
     for note in policy_notes(stack):
         console.print(note, markup=False)
     console.print(

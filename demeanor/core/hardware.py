@@ -152,6 +152,15 @@ def memory_on_demand(num_bytes: int) -> mmap.mmap:
     return found
 
 
+def free_bytes() -> int | None:
+    """Return the memory that no program uses now, or that the system can take back from its caches; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) << 10 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 def cores() -> set[int]:
     """Return the cores that this process was given; empty if unknown."""
     return set(_CORES)

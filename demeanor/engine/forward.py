@@ -24,6 +24,7 @@ from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
+from demeanor.model.packed_size import require_room
 from demeanor.model.pages import DTYPES, PAGE, CacheFormat, PagedCache, page_bytes
 
 if TYPE_CHECKING:
@@ -94,7 +95,10 @@ def forward_of(
         return TransformersForward(model, num_slots)
     if native.fits(model) and native.build() is not None:
         budget, blocks = budget or PROCESS, -(-max_tokens // PAGE)
-        pages = budget.num_pages(page_bytes(model.config, cache_format), blocks, num_slots * blocks + 1)
+        size = page_bytes(model.config, cache_format)
+        if isinstance(model, torch.nn.Module):
+            require_room(model, compute, 2 * size)
+        pages = budget.num_pages(size, blocks, num_slots * blocks + 1)
         cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
         return Compiled(model, cache, budget, compute)
     if isinstance(model, torch.nn.Module):

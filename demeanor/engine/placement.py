@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from demeanor.core import hardware
 from demeanor.core.errors import CheckpointError, EngineError
 from demeanor.model import checkpoints, gguf, gguf_llama, grouped, native
 from demeanor.model.gguf_blocks import PLAIN
 from demeanor.model.grouped_modules import dequantised
 from demeanor.model.llama import Config, Llama, read_config
-from demeanor.model.pages import DTYPES, CacheFormat
+from demeanor.model.packed_size import packed_bytes, size, smaller
+from demeanor.model.pages import DTYPES, PAGE, CacheFormat, page_bytes
 from demeanor.stack.schema import Import, Remote, Scratch, WeightsSpec
 
 if TYPE_CHECKING:
@@ -130,6 +132,28 @@ def note(spec: WeightsSpec, root: Path, cache_format: CacheFormat) -> str:
     return f"{said} (this model's products of {native.MEASURED_ROWS} rows: fp32 {wide:.2f} ms, bf16 {narrow:.2f} ms)"
 
 
+PROCESS_BYTES = 330 << 20  # Python, torch, the server and a tokenizer
+
+
+def memory_note(spec: WeightsSpec, folder: Path, cache_format: CacheFormat) -> str:
+    """Say what memory weights in `folder` take when they are served as a resolved stack does, from the files' headers and some rows;
+    empty for what runs through transformers. It says so if the machine has less."""
+    if isinstance(spec.base, Remote) or not checkpoints.checkpoint_info(folder).lean:
+        return ""
+    model = checkpoints.load_unmerged(folder)
+    weights = packed_bytes(model, "bf16" if spec.compute == "bf16" else "fp32")
+    thousand = 1000 * page_bytes(model.config, cache_format) / PAGE
+    said = (
+        f"memory: {size(PROCESS_BYTES + weights)} ({size(weights)} of weights), and {size(thousand)} of keys and values for each 1,000 "
+        f"tokens that are kept; the whole context of {model.config.max_position_embeddings:,} tokens takes "
+        f"{size(thousand * model.config.max_position_embeddings / 1000)}"
+    )
+    there = hardware.memory_bytes()
+    if spec.device == "cuda" or there is None or PROCESS_BYTES + weights < there:
+        return said
+    return f"{said}. WARNING: this machine has {size(there)}. {smaller(model, there)}"
+
+
 def placed(model: M, device: str, compute: native.Compute = "fp32") -> M:
     """Return a model on a device, in place; raises EngineError without such a device.
 
@@ -148,8 +172,11 @@ def placed(model: M, device: str, compute: native.Compute = "fp32") -> M:
 def moved(model: M, device: torch.device, compute: native.Compute) -> M:
     """Do what `placed` does on a device that is there."""
     if isinstance(model, nn.Module):
-        dequantised(model)
-        model.to(device, torch.bfloat16 if compute == "bf16" else None)
+        dtype = torch.bfloat16 if compute == "bf16" else None
+        dequantised(
+            model, device, dtype
+        )  # one matrix at a time, so that the CPU need not hold them all in fp32
+        model.to(device, dtype)
     return model
 
 

@@ -20,30 +20,13 @@ from torch import Tensor, nn
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model import hub
-from demeanor.model.grouped_modules import GroupedLinear
+from demeanor.model.grouped_modules import GroupedLinear, GroupedLora, keep_plain, matrices
 from demeanor.model.low_rank import LoraLinear
 from demeanor.model.stored import ADAPTER, is_adapter, read_tensors
 from demeanor.stack.schema import Adapter
 
 # Linear maps that `all-linear` leaves out, as PEFT does: vocabulary heads, and the score (trained whole).
 HEADS = ("lm_head", "embed_out", "score")
-
-
-class GroupedLora(LoraLinear):
-    """An adapted map whose frozen matrix stays in groups."""
-
-    def __init__(self, linear: GroupedLinear, rank: int, scale: float) -> None:
-        nn.Module.__init__(self)
-        out, inside = linear.grouped.shape
-        self.grouped, self.bias, self.scale = linear.grouped, linear.bias, scale
-        self.lora_A, self.lora_B = (
-            nn.Parameter(torch.zeros(rank, inside)),
-            nn.Parameter(torch.zeros(out, rank)),
-        )
-
-    @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        return self.grouped.dequantised()
 
 
 def scale(rank: int, alpha: float, rslora: bool) -> float:
@@ -96,9 +79,11 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Merge every adapter into its matrix, in place, and make all parameters trainable."""
+    """Merge every adapter into its matrix, in place, and make all parameters trainable. A matrix that is in its file, or in
+    groups, stays there, and is merged when it is read."""
     for name, module in list(adapters(model)):
-        replace_module(model, name, module.merged())
+        merged = module.merged_later() if isinstance(module, GroupedLora) else module.merged()
+        replace_module(model, name, merged)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
@@ -217,6 +202,8 @@ def add(model: nn.Module, folder: Path, prefix: str = "") -> nn.Module:
             adapted.lora_A.copy_(a)
             adapted.lora_B.copy_(b)
         replace_module(model, prefix + pair, adapted)
+    for name in matrices(model).keys() & {prefix + name for name in tensors}:
+        keep_plain(model, name)
     whole = dict(model.named_parameters())
     for name, tensor in tensors.items():  # what PEFT calls modules_to_save
         own = next((n for n in (name, prefix + name) if n in whole and whole[n].shape == tensor.shape), None)

@@ -6,31 +6,33 @@ Architectures other than the Llama family go to `hf.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError
-from demeanor.model import adapters, grouped, hf
+from demeanor.model import adapters, grouped, hf, weight_files
 from demeanor.model.adapters import merge
-from demeanor.model.grouped import METHOD, Activations
-from demeanor.model.grouped_modules import grouped_matrices, keep_grouped
+from demeanor.model.deferred import Deferred
+from demeanor.model.grouped import METHOD, Activations, Grouped
+from demeanor.model.grouped_modules import Matrix, keep_grouped, matrices
 from demeanor.model.hf import ForeignModel, ForeignReward
 from demeanor.model.initial import initialise
 from demeanor.model.llama import ARCHITECTURES, Config, Llama, UnsupportedError, read_config
 from demeanor.model.reward_model import RewardModel
 from demeanor.model.stored import StoredTensors, is_adapter
+from demeanor.model.weight_files import Planned
 from demeanor.stack.schema import Adapter, ModelShape
 
 M = TypeVar("M", bound=nn.Module)
+SHARD_BYTES = 5 * 10**9
+"""Weights above this size become several files with an index, as transformers writes them."""
 
 
 def shape_config(shape: ModelShape, vocab_size: int) -> Config:
@@ -59,11 +61,12 @@ def create(shape: ModelShape, vocab_size: int, seed: int) -> Llama:
     return model
 
 
-def load(folder: Path, *, keep_groups: bool = False) -> Llama:
+def load(folder: Path, *, keep_groups: bool = False, deferred: bool = False) -> Llama:
     """Load a policy in fp32 with any adapter merged; raises CheckpointError naming a tensor that does not
-    fit. `keep_groups`: matrices that are stored in groups stay so (they cannot be trained)."""
+    fit. `keep_groups`: matrices that are stored in groups stay so; `deferred`: matrices are read from their files when they are
+    used. Neither can be trained."""
     if is_adapter(folder):
-        policy = load(adapters.base_folder(folder))
+        policy = load(adapters.base_folder(folder), deferred=deferred)
         merge(adapters.add(policy, folder))
         return policy
     config, stored = Config.load(folder), StoredTensors(folder)
@@ -71,17 +74,18 @@ def load(folder: Path, *, keep_groups: bool = False) -> Llama:
         config = replace(
             config, tie_word_embeddings=False
         )  # a head of its own was trained, whatever the config
-    return _fill(partial(Llama, config), config, stored, keep_groups=keep_groups)
+    return _fill(partial(Llama, config), config, stored, keep_groups=keep_groups, deferred=deferred)
 
 
 def load_unmerged(folder: Path) -> Llama:
-    """Load for an engine: an adapter stays separate, so that engines share the base's matrices, and matrices in
-    groups stay in groups unless the folder asks for products in fp32. Adapters below another are merged, as they were when it was
-    trained."""
+    """Load for an engine, which reads every matrix from its file when it packs it. An adapter stays separate, so that engines share
+    the base's matrices, and matrices in groups stay in groups unless the folder asks for products in fp32. Adapters below another
+    are merged, as they were when it was trained."""
     if is_adapter(folder):
         base = adapters.base_folder(folder)
-        return cast(Llama, adapters.add(load(base) if is_adapter(base) else load_unmerged(base), folder))
-    return load(folder, keep_groups=grouped.activations(read_config(folder)) == "int8")
+        below = load(base, deferred=True) if is_adapter(base) else load_unmerged(base)
+        return cast(Llama, adapters.add(below, folder))
+    return load(folder, keep_groups=grouped.activations(read_config(folder)) == "int8", deferred=True)
 
 
 def load_reward(folder: Path) -> RewardModel:
@@ -123,37 +127,46 @@ def save(
     shard_bytes: int | None = None,
 ) -> None:
     """Write config.json and model.safetensors, each to a temporary name and then renamed; matrices in groups are
-    written so, with the `activations` that they multiply. More than `shard_bytes` become several files and an index."""
+    written so, with the `activations` that they multiply. More than `shard_bytes` become several files and an index. Matrices that
+    are in files are read one after the other."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, RewardModel):
-        config = model.trunk.config
+        config, prefix = model.trunk.config, "trunk."
         kind = ARCHITECTURES[config.model_type].replace("ForCausalLM", "ForSequenceClassification")
         raw = config.to_json(kind, num_labels=1, id2label={"0": "reward"}, label2id={"reward": 0})
-        tensors = {k.removeprefix("trunk."): v for k, v in model.state_dict().items()}
     elif isinstance(model, Llama):
-        raw, tensors = model.config.to_json(), model.state_dict()
+        raw, prefix = model.config.to_json(), ""
     else:
         raise CheckpointError(f"cannot save a {type(model).__name__}")
     raw["dtype"] = raw["torch_dtype"] = str(dtype).removeprefix(
         "torch."
     )  # the older name for vLLM and others
-    plain = {k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}
-    matrices = grouped_matrices(model)
-    for name, matrix in matrices.items():
-        plain |= matrix.tensors(name)
-    if matrices:
-        formats = sorted({matrix.format for matrix in matrices.values()})
+    held = {name.removeprefix(prefix): x for name, x in matrices(model).items()}
+    formats = sorted({x.format for x in held.values() if x.format is not None})
+    if formats:
         raw["quantization_config"] = {"method": METHOD, "formats": formats, "activations": activations}
-    split = split_torch_state_dict_into_shards(
-        plain, max_shard_size=shard_bytes or 2**62, filename_pattern="model{suffix}.safetensors"
-    )
-    for name, inside in split.filename_to_tensors.items():
-        with files.replacing(folder / name) as part:
-            save_file({k: plain[k] for k in inside}, part, metadata={"format": "pt"})
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        files.write_json(folder / "model.safetensors.index.json", index, indent=2)
+    plain = {name.removeprefix(prefix): x for name, x in model.state_dict().items()}
+    planned: dict[str, Planned] = {}
+    for name, tensor in {**plain, **held}.items():
+        if isinstance(tensor, Tensor) or tensor.format is None:
+            planned[name] = Planned(dtype, tuple(tensor.shape))
+        else:
+            planned |= {
+                part: Planned(*about)
+                for part, about in grouped.layout(name, tensor.format, tensor.shape).items()
+            }
+    weight_files.write(folder, planned, _written({**plain, **held}, dtype), shard_bytes)
     files.write_json(folder / "config.json", raw, indent=2)
+
+
+def _written(tensors: Mapping[str, Tensor | Matrix], dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a file, one matrix at a time."""
+    for name, tensor in tensors.items():
+        found = tensor.read() if isinstance(tensor, Deferred) else tensor
+        if isinstance(found, Grouped):
+            yield found.tensors(name)
+        else:
+            yield {name: found.detach().to("cpu", dtype)}
 
 
 def _headless(config: Config) -> Llama:
@@ -174,11 +187,12 @@ def _fitting(
     prefix: str = "",
     *,
     keep_groups: bool = False,
+    deferred: bool = False,
 ) -> tuple[M, dict[str, tuple[str, tuple[int, ...]]]]:
     """Return a model without memory, and its own names and shapes by stored name, if the files fit them."""
     width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
     matrices = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
-    stored.bounded(width * matrices, config.num_hidden_layers, keep_groups=keep_groups)
+    stored.bounded(width * matrices, config.num_hidden_layers, keep_groups=keep_groups, deferred=deferred)
     with torch.device("meta"):
         model = make()
     wanted = {n.removeprefix(prefix): (n, tuple(p.shape)) for n, p in model.state_dict().items()}
@@ -206,16 +220,19 @@ def _fill(
     prefix: str = "",
     *,
     keep_groups: bool = False,
+    deferred: bool = False,
 ) -> M:
     """Build a model and read its weights, once the files' headers show that they fit.
 
     `prefix` is what the model puts before the stored names, the score's apart.
     """
-    model, wanted = _fitting(make, config, stored, prefix, keep_groups=keep_groups)
+    model, wanted = _fitting(make, config, stored, prefix, keep_groups=keep_groups, deferred=deferred)
     problems: list[str] = []
     read: dict[str, Tensor] = {}
     for name, (own, _) in wanted.items():
-        matrix = stored.groups(name) if keep_groups else None
+        matrix: Matrix | None = stored.deferred(name, keep_groups=keep_groups) if deferred else None
+        if matrix is None and keep_groups:
+            matrix = stored.groups(name)
         if matrix is not None:
             keep_grouped(model, own, matrix)
             continue
@@ -280,11 +297,12 @@ def policy(folder: Path) -> Llama | ForeignModel:
     return load(folder) if checkpoint_info(folder).lean else hf.load(folder)
 
 
-def exported(folder: Path) -> Llama | ForeignModel:
-    """Load a policy as `policy` does, but matrices in groups stay so, an adapter's base apart: what is merged is no longer in groups."""
-    if is_adapter(folder) or not checkpoint_info(folder).lean:
-        return policy(folder)
-    return load(folder, keep_groups=True)
+def exported(folder: Path, *, keep_groups: bool = True) -> Llama | ForeignModel:
+    """Load a policy to be written elsewhere: matrices are read, and adapters merged, one after the other. With
+    `keep_groups` those in groups stay so, an adapter's base apart: what is merged is no longer in groups."""
+    if not checkpoint_info(folder).lean:
+        return hf.load(folder)
+    return load(folder, keep_groups=keep_groups and not is_adapter(folder), deferred=True)
 
 
 def serving(folder: Path) -> Llama | ForeignModel:

@@ -66,7 +66,10 @@ def dequantised(raw: Tensor, form: str, where: str) -> Tensor:
         return raw.view(PLAIN[form])
     blocks_NB = raw.view(-1, LAYOUTS[form].size)
     if form in FORMULAS:
-        return FORMULAS[form](blocks_NB).reshape(-1)
+        found = torch.empty(len(blocks_NB), LAYOUTS[form].elements)
+        for values_NE, part_NB in zip(torch.split(found, AT_ONCE), torch.split(blocks_NB, AT_ONCE)):
+            values_NE.copy_(FORMULAS[form](part_NB).view_as(values_NE))
+        return found.view(-1)
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError(
             f"{where} is in {form}; reading it needs llama.cpp's own package: pip install 'demeanor[gguf]'. Without it: "
@@ -79,6 +82,8 @@ def dequantised(raw: Tensor, form: str, where: str) -> Tensor:
     return values.reshape(-1)
 
 
+AT_ONCE = 1 << 16
+"""Blocks that are worked on together: a head of 128,000 tokens would otherwise be in memory several times in fp32."""
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -209,11 +214,14 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def quantised(values: Tensor, form: str) -> Tensor:
     """Return the bytes (n,) of values in F32, F16, BF16, Q8_0 or Q4_0, as llama.cpp's converter writes them."""
-    wide = values.detach().to("cpu", torch.float32).contiguous()
+    flat = values.detach().to("cpu").contiguous().view(-1)
     if form in PLAIN:
-        return wide.to(PLAIN[form]).view(-1).view(torch.uint8)
-    blocks_N32 = wide.view(-1, 32)
-    return (_to_q8_0 if form == "Q8_0" else _to_q4_0)(blocks_N32).view(-1)
+        return flat.to(PLAIN[form]).view(torch.uint8)
+    form_of = _to_q8_0 if form == "Q8_0" else _to_q4_0
+    found = torch.empty(len(flat) // 32, LAYOUTS[form].size, dtype=torch.uint8)
+    for blocks_NB, part in zip(torch.split(found, AT_ONCE), torch.split(flat, 32 * AT_ONCE)):
+        blocks_NB.copy_(form_of(part.float().view(-1, 32)))
+    return found.view(-1)
 
 
 def _inverse(d: Tensor) -> Tensor:

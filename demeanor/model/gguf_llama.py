@@ -18,11 +18,12 @@ from torch import Tensor
 
 from demeanor.core.errors import CheckpointError, unknown
 from demeanor.model import gguf, rope
+from demeanor.model.deferred import Deferred, numbers
 from demeanor.model.gguf import GgufFile, Make, Typed
 from demeanor.model.gguf_blocks import LAYOUTS, quantised
 from demeanor.model.grouped import GROUP, GROUP_FORMATS, Grouped, blocks, from_blocks
 from demeanor.model.grouped import LAYOUTS as GROUP_LAYOUTS
-from demeanor.model.grouped_modules import grouped_matrices
+from demeanor.model.grouped_modules import Matrix, matrices
 from demeanor.model.llama import MOST_LAYERS, MOST_SIZE, Config, Llama
 
 FILE = "model.gguf"
@@ -307,19 +308,14 @@ def tensors(model: Llama, form: str) -> dict[str, tuple[tuple[int, ...], str, Ma
     names = {hf: own for own, hf in {**OUTSIDE, **LAYER}.items()}
     turned = model.config.model_type in ("llama", "mistral")
     heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
-    for name, tensor in {**model.state_dict(), **grouped_matrices(model)}.items():
+    for name, tensor in {**model.state_dict(), **matrices(model)}.items():
         stem, _, kind = name.rpartition(".")
         block = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
         own = f"blk.{block[1]}.{names[block[2]]}.{kind}" if block else f"{names[stem]}.{kind}"
         of = heads.get(stem.rpartition(".")[2], 0) if turned else 0
         chosen = _format(own, tensor, form)
-        if isinstance(tensor, Grouped):
-            kept = _kept(tensor, of, chosen)
-            if kept is not None:
-                found[own] = kept
-                continue
-            tensor = tensor.dequantised()
-        found[own] = _writable(tensor, of, chosen)
+        kept = None if isinstance(tensor, Tensor) else _kept(tensor, of, chosen)
+        found[own] = kept or _writable(tensor, of, chosen)
     if model.config.rope is not None and model.config.rope.kind == "llama3":
         head = model.config.head_dim
         plain = 1.0 / model.config.rope_theta ** (torch.arange(0, head, 2).float() / head)
@@ -328,20 +324,24 @@ def tensors(model: Llama, form: str) -> dict[str, tuple[tuple[int, ...], str, Ma
     return found
 
 
-def _kept(matrix: Grouped, heads: int, form: str) -> tuple[tuple[int, ...], str, Make] | None:
+def _kept(matrix: Matrix, heads: int, form: str) -> tuple[tuple[int, ...], str, Make] | None:
     """A matrix's own blocks, if `form` rounds to no fewer bits; else None."""
+    if matrix.format is None:
+        return None
     own, most = GROUP_LAYOUTS[matrix.format].bits, {"Q4_0": 4, "Q8_0": 8}.get(form, 0)
     if own > most or matrix.shape[1] % GROUP:
         return None
 
     def make() -> Tensor:
         order = torch.arange(matrix.shape[0])
-        return blocks(matrix.rows(pairs(order[:, None], heads)[:, 0]) if heads else matrix).reshape(-1)
+        found = matrix.read() if isinstance(matrix, Deferred) else matrix
+        assert isinstance(found, Grouped)
+        return blocks(found.rows(pairs(order[:, None], heads)[:, 0]) if heads else found).reshape(-1)
 
     return matrix.shape, matrix.format.upper(), make
 
 
-def _format(name: str, tensor: Tensor | Grouped, form: str) -> str:
+def _format(name: str, tensor: Tensor | Matrix, form: str) -> str:
     if len(tensor.shape) < 2:
         return "F32"
     if form == "Q4_0" and name in ("token_embd.weight", "output.weight"):
@@ -349,14 +349,16 @@ def _format(name: str, tensor: Tensor | Grouped, form: str) -> str:
     return "F16" if tensor.shape[-1] % LAYOUTS[form].elements else form
 
 
-def _writable(tensor: Tensor, heads: int, form: str) -> tuple[tuple[int, ...], str, Make]:
+def _writable(tensor: Tensor | Matrix, heads: int, form: str) -> tuple[tuple[int, ...], str, Make]:
     def make() -> Tensor:
-        return quantised(pairs(tensor, heads) if heads else tensor, form)
+        found = numbers(tensor)
+        return quantised(pairs(found, heads) if heads else found, form)
 
     return tuple(tensor.shape), form, make
 
 
-def unfit(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the first tensor with a value that F16 cannot hold; None if all fit."""
+def unfit(tensors: Mapping[str, Tensor | Matrix]) -> str | None:
+    """Return the first matrix with a value that F16 cannot hold; None if all fit."""
     most = torch.finfo(torch.float16).max
-    return next((name for name, t in tensors.items() if t.ndim > 1 and float(t.abs().max()) > most), None)
+    wide = (name for name, x in tensors.items() if len(x.shape) > 1 and float(numbers(x).abs().max()) > most)
+    return next(wide, None)

@@ -202,6 +202,20 @@ PACKED, SCALE, MINIMUM = PARTS = ("_packed", "_scale", "_minimum")
 """What follows a matrix's name in the names of its tensors."""
 
 
+def layout(
+    name: str, format: GroupFormat, shape: tuple[int, int]
+) -> dict[str, tuple[torch.dtype, tuple[int, int]]]:
+    """Return types and shapes of what `Grouped.tensors` would return."""
+    outs, ins = shape
+    bits, minima = LAYOUTS[format]
+    beside = (torch.float16, (outs, -(-ins // GROUP)))
+    found = {
+        name + PACKED: (torch.int8 if bits == 8 else torch.uint8, (outs, ins * bits // 8)),
+        name + SCALE: beside,
+    }
+    return found | ({name + MINIMUM: beside} if minima else {})
+
+
 def from_tensors(name: str, tensors: Mapping[str, Tensor], where: str) -> Grouped:
     """Read a matrix from the tensors of a file; their types tell the format.
 
@@ -248,16 +262,20 @@ def group_rounded(weight_OI: Tensor, format: GroupFormat) -> Grouped:
     ins = weight_OI.shape[1]
     if ins % 2:
         raise CheckpointError(f"{format}: a matrix of {ins} inputs cannot be packed in pairs; use int8")
-    if not bool(weight_OI.isfinite().all()):
-        raise CheckpointError(f"{format}: a weight is not a finite number")
     layout, parts = LAYOUTS[format], []
     weights = _in_groups(torch.ones(1, ins))  # 0 where the last group is filled up
-    for rows in torch.split(weight_OI.detach().float(), max(1, 2**20 // ins)):
+    for part in torch.split(weight_OI.detach(), max(1, 2**20 // ins)):
+        rows = part.float()
+        if not bool(rows.isfinite().all()):
+            raise CheckpointError(f"{format}: a weight is not a finite number")
         groups = _in_groups(rows)
-        parts.append(_affine(groups, weights) if layout.minima else _symmetric(groups, weights, layout.bits))
-    integers, scales = (torch.cat(x) for x in zip(*(part[:2] for part in parts)))
-    minima = torch.cat([part[2] for part in parts]) if layout.minima else None
-    return from_integers(format, integers.flatten(1)[:, :ins], scales, minima)
+        integers, scales, minima = (
+            _affine(groups, weights) if layout.minima else _symmetric(groups, weights, layout.bits)
+        )
+        parts.append(
+            from_integers(format, integers.flatten(1)[:, :ins], scales, minima if layout.minima else None)
+        )
+    return joined(parts, lambda *x: torch.cat(x))
 
 
 Rounded: TypeAlias = tuple[Tensor, Tensor, Tensor]  # integers (O, G, 32), scales (O, G), minima (O, G)

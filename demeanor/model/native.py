@@ -13,8 +13,9 @@ import shutil
 import subprocess
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 from weakref import WeakValueDictionary
@@ -26,10 +27,11 @@ from torch import Tensor
 from demeanor.core import hardware
 from demeanor.model.adapters import adapters
 from demeanor.model.compiled import compiled
+from demeanor.model.deferred import Deferred
 from demeanor.model.drawn import Drawn, conditioned
 from demeanor.model.drawn import entropy as row_entropy
 from demeanor.model.grouped import Grouped, GroupFormat, group_panels, joined
-from demeanor.model.grouped_modules import grouped_matrices
+from demeanor.model.grouped_modules import matrices
 from demeanor.model.llama import Llama, rotary
 from demeanor.model.pages import CELLS, PAGE, PagedCache
 
@@ -352,14 +354,20 @@ def _panels(weight_OI: Tensor, panel: int, together: int = 1) -> Tensor:
     return wide.view(outs // panel, panel, -1, together).transpose(1, 2).contiguous()
 
 
-def _stamp(weight: Tensor | Grouped) -> tuple[int, int]:
+Weight: TypeAlias = Tensor | Grouped | Deferred
+
+
+def _stamp(weight: Weight) -> tuple[int, int]:
     """What tells a matrix from what it was before."""
+    if isinstance(weight, Deferred):
+        return id(weight), 0
     x = weight.packed_OB if isinstance(weight, Grouped) else weight
     return x.data_ptr(), x._version
 
 
-def _one(weights: Sequence[Tensor | Grouped], join: Callable[..., Tensor]) -> Tensor | Grouped:
-    """Return several matrices as one, in groups if all are in one format."""
+def _one(stored: Sequence[Weight], join: Callable[..., Tensor]) -> Tensor | Grouped:
+    """Return several matrices as one, in groups if all are in one format; those in files are read."""
+    weights = [w.read() if isinstance(w, Deferred) else w for w in stored]
     groups = [w for w in weights if isinstance(w, Grouped)]
     if len(groups) == len(weights) and len({w.format for w in groups}) == 1:
         return groups[0] if len(groups) == 1 else joined(groups, join)  # whole groups fill whole panels
@@ -379,7 +387,7 @@ class _Packing:
     ) -> None:
         self._model, self._panel, self._packed, self._compute = model, panel, packed, compute
         self._state, self._adapters = model.state_dict(keep_vars=True), dict(adapters(model))
-        self._grouped = grouped_matrices(model)
+        self._matrices = matrices(model)
         self.kept: list[Tensor] = []  # what the pointers point to
         self.formats: Counter[Format | GroupFormat] = Counter()
 
@@ -403,7 +411,7 @@ class _Packing:
         def tensor(name: str) -> Tensor | None:
             return self._state.get(f"model.layers.{i}.{name}")
 
-        def linear(name: str) -> tuple[Tensor | Grouped, Tensor | None]:
+        def linear(name: str) -> tuple[Weight, Tensor | None]:
             return self._weight(f"model.layers.{i}.{name}.weight"), tensor(f"{name}.bias")
 
         qkv = [f"self_attn.{x}_proj" for x in "qkv"]
@@ -430,8 +438,8 @@ class _Packing:
             ),
         ]
 
-    def _weight(self, name: str) -> Tensor | Grouped:
-        return self._grouped[name] if name in self._grouped else self._state[name]
+    def _weight(self, name: str) -> Weight:
+        return self._matrices[name] if name in self._matrices else self._state[name]
 
     def _plain(self, x: Tensor | None) -> int:
         return 0 if x is None else self._keep(x.detach().float().clone(memory_format=torch.contiguous_format))
@@ -439,7 +447,7 @@ class _Packing:
     def _frozen(
         self,
         name: str,
-        *weights: Tensor | Grouped,
+        *weights: Weight,
         join: Callable[..., Tensor] = _stacked,
         bias: Tensor | None = None,
         low_rank: Sequence[int] = (),
@@ -470,16 +478,16 @@ class _Packing:
                 self._keep(group_panels(joined([weight], self._rows), self._panel)),
                 0,
             ]
-        weight = self._rows(weight.float())
+        weight = self._rows(weight)
         kind, scale = narrowest(weight), 0
         narrow = self._compute == "bf16" and kind != "int8"
         kind = "bf16" if narrow else kind
         self.formats[kind] += 1
         if kind == "int8":
-            weight, factor = rounded(weight)
-            scale = self._keep(factor)
-        elif kind == "bf16":
-            weight = weight.bfloat16()
+            parts, factors = zip(*map(rounded, _chunks(weight)))
+            weight, scale = torch.cat(parts), self._keep(torch.cat(factors))
+        else:
+            weight = weight.bfloat16() if kind == "bf16" else weight.float()
         panels = _panels(weight, self._panel, 2 if kind == "bf16" else 1)
         return [BF16_PRODUCTS if narrow else KINDS[kind], self._keep(panels), scale]
 
@@ -566,16 +574,31 @@ def shared(x: Tensor) -> Tensor:
 
 
 _PROBED = 8  # rows that are looked at before the whole matrix
+CHUNK = 1 << 22  # numbers that are looked at or rounded together
 
 
 def narrowest(weight_OI: Tensor) -> Format:
-    """Return the narrowest format that holds a matrix (int8: up to the last bit of its scales)."""
-    if len(weight_OI) > _PROBED and narrowest(weight_OI[:_PROBED]) == "fp32":
-        return "fp32"  # the first rows need it
-    small, scale_O = rounded(weight_OI)
-    if bool(((small * scale_O[:, None] - weight_OI).abs() <= 2e-6 * weight_OI.abs()).all()):
-        return "int8"
-    return "bf16" if torch.equal(weight_OI.bfloat16().float(), weight_OI) else "fp32"
+    """Return the narrowest format that holds a matrix (int8: up to the last bit of its scales).
+
+    It is looked at part by part, so that a head of 128,000 tokens is not copied to be looked at.
+    """
+    is_int8 = is_bf16 = True
+    for wide_OI in chain([weight_OI[:_PROBED].detach().float()], _chunks(weight_OI)):
+        if is_int8:
+            small, scale_O = rounded(wide_OI)
+            is_int8 = bool(((small * scale_O[:, None] - wide_OI).abs() <= 2e-6 * wide_OI.abs()).all())
+        if not is_int8 and weight_OI.dtype == torch.bfloat16:
+            return "bf16"
+        is_bf16 = is_bf16 and torch.equal(wide_OI.bfloat16().float(), wide_OI)
+        if not is_int8 and not is_bf16:
+            return "fp32"
+    return "int8" if is_int8 else "bf16"
+
+
+def _chunks(weight_OI: Tensor) -> Iterator[Tensor]:
+    """Parts of a matrix in fp32, one at a time."""
+    for part in torch.split(weight_OI, max(1, CHUNK // max(weight_OI.shape[1], 1))):
+        yield part.detach().float()
 
 
 def drawn_logprobs(

@@ -8,6 +8,8 @@ Source: Dettmers et al. 2023, arXiv 2305.14314.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
 from demeanor.model.adapters import adapters, replace_module
-from demeanor.model.grouped import Activations, GroupFormat, group_rounded
-from demeanor.model.grouped_modules import keep_grouped
+from demeanor.model.deferred import Deferred
+from demeanor.model.grouped import Activations, Grouped, GroupFormat, group_rounded
+from demeanor.model.grouped_modules import keep_grouped, matrices
 from demeanor.model.llama import Llama
 from demeanor.model.low_rank import LoraLinear
 from demeanor.model.native import Format, rounded
@@ -65,6 +68,13 @@ def freeze(model: nn.Module) -> None:
 @torch.no_grad()
 def write(source: Path, out: Path, kind: Format) -> None:
     """Write the policy of `source` to `out` with its linear maps and its head rounded to `kind`."""
+    if checkpoints.checkpoint_info(source).lean:
+        lean = checkpoints.load(source, deferred=True)
+        for name, matrix in _matrices(lean):
+            if isinstance(lean.get_submodule(name), nn.Linear) or lean.config.tie_word_embeddings:
+                keep_grouped(lean, f"{name}.weight", _later(matrix, partial(nearest, kind=kind)))
+        checkpoints.save(lean, out, shard_bytes=checkpoints.SHARD_BYTES)
+        return
     model = checkpoints.policy(source)
     done: set[int] = set()
     for module in model.modules():
@@ -72,8 +82,6 @@ def write(source: Path, out: Path, kind: Format) -> None:
         if isinstance(module, nn.Linear) and isinstance(weight, Tensor) and weight.data_ptr() not in done:
             done.add(weight.data_ptr())
             weight.copy_(nearest(weight, kind))
-    if isinstance(model, Llama) and model.head().data_ptr() not in done:  # tied: the embedding is the head
-        model.head().copy_(nearest(model.head(), kind))
     checkpoints.save_checkpoint(model, out)
 
 
@@ -86,18 +94,30 @@ def write_groups(
 
     Raises CheckpointError for an architecture that runs through transformers.
     """
-    model = checkpoints.policy(source)
-    if not isinstance(model, Llama):
+    if not checkpoints.checkpoint_info(source).lean:
         raise CheckpointError(
             f"{source}: its architecture runs through transformers, which has no {format} here; use int8 or bf16"
         )
+    model = checkpoints.load(source, deferred=True)
     tied = model.config.tie_word_embeddings
-    for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Linear | nn.Embedding):
-            continue
-        last = name == "lm_head" or (tied and isinstance(module, nn.Embedding))
-        keep_grouped(model, f"{name}.weight", group_rounded(module.weight, head if last else format))
-    checkpoints.save(model, out, activations=activations)
+    for name, matrix in _matrices(model):
+        last = name == "lm_head" or (tied and name == "model.embed_tokens")
+        chosen = head if last else format
+        keep_grouped(model, f"{name}.weight", _later(matrix, partial(group_rounded, format=chosen), chosen))
+    checkpoints.save(model, out, activations=activations, shard_bytes=checkpoints.SHARD_BYTES)
+
+
+def _matrices(model: Llama) -> list[tuple[str, Deferred]]:
+    """The matrices of a model that was loaded deferred, by the names of their modules."""
+    found = [(name.removesuffix(".weight"), x) for name, x in matrices(model).items()]
+    return [(name, x if isinstance(x, Deferred) else Deferred(x.shape, x.dequantised)) for name, x in found]
+
+
+def _later(
+    matrix: Deferred, rounded: Callable[[Tensor], Tensor | Grouped], format: GroupFormat | None = None
+) -> Deferred:
+    """A matrix that is rounded when it is written."""
+    return Deferred(matrix.shape, lambda: rounded(matrix.dequantised()), format=format)
 
 
 def nearest(weight_OI: Tensor, kind: Format) -> Tensor:

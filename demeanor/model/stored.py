@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,24 @@ from torch import Tensor
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError
+from demeanor.model.deferred import Deferred
+from demeanor.model.gguf_blocks import LAYOUTS
 from demeanor.model.gguf_llama import FILE, GgufTensors
-from demeanor.model.grouped import GROUP, PACKED, PARTS, Grouped, from_tensors
+from demeanor.model.grouped import (
+    GROUP,
+    GROUP_FORMATS,
+    PACKED,
+    PARTS,
+    Grouped,
+    GroupFormat,
+    from_tensors,
+    stored_format,
+)
 
 ADAPTER = "adapter_config.json"
 MOST_BYTES = 1 + 2 / GROUP  # of a weight in groups
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+WIDE = {"F64", "F32", *LAYOUTS} - HALVES.keys()  # what is read as fp32: plain numbers, and the blocks of GGUF
 
 
 def is_adapter(folder: Path) -> bool:
@@ -42,6 +56,7 @@ class StoredTensors:
         """Raises CheckpointError if there are no weights, two files differ in a tensor, or a file is damaged."""
         self.folder, self.where = folder, dict[str, Path]()
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, str] = {}  # as safetensors names them
         self.gguf: GgufTensors | None = None
         self._parts: dict[str, list[str]] = {}
         files.verify(folder)
@@ -63,7 +78,9 @@ class StoredTensors:
                             f"{folder}: {name} is another one in {self.where[name].name} than in {path.name}; "
                             "move the older file away"
                         )
-                    self.where[name], self.shapes[name] = path, tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    self.where[name], self.shapes[name] = path, tuple(part.get_shape())
+                    self._types[name] = part.get_dtype()
         self._parts = {
             name.removesuffix(PACKED): [x for x in _parts(name) if x in self.where]
             for name in list(self.where)
@@ -103,6 +120,51 @@ class StoredTensors:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
+    def deferred(self, name: str, *, keep_groups: bool) -> Deferred | None:
+        """Return a matrix of real numbers that is read when it is used; None for any other tensor.
+
+        16 bits stay 16 bits, and with `keep_groups` groups stay groups; the rest is read as fp32.
+        """
+        shape = self.shapes[name]
+        if len(shape) != 2:
+            return None
+        format = self.group_format(name) if keep_groups else None
+        if format is not None:
+            return Deferred((shape[0], shape[1]), partial(self._groups, name), format=format)
+        kind = self._type(name)
+        if kind not in HALVES and kind not in WIDE:
+            return None
+        dtype = HALVES.get(kind, torch.float32)
+        peek = None if self.gguf is not None or name in self._parts else partial(self._first, name)
+        return Deferred((shape[0], shape[1]), lambda: self[name].to(dtype), dtype, peek=peek)
+
+    def _first(self, name: str, count: int) -> Tensor:
+        """The first rows of a tensor."""
+        with opened(self.where[name]) as file:
+            rows: Tensor = file.get_slice(name)[:count]
+            return rows.float()
+
+    def group_format(self, name: str) -> GroupFormat | None:
+        """Return the format of a matrix that is stored in groups; None for any other tensor."""
+        if not self.in_groups(name):
+            return None
+        if self.gguf is not None:
+            return next(x for x in GROUP_FORMATS if x == self._type(name).lower())
+        packed, _, *minimum = (part for part in PARTS)
+        whole = self._types[name + packed] == "I8"
+        return stored_format(torch.int8 if whole else torch.uint8, name + minimum[0] in self._parts[name])
+
+    def _groups(self, name: str) -> Grouped:
+        found = self.groups(name)
+        assert found is not None, f"{name} was in groups"
+        return found
+
+    def _type(self, name: str) -> str:
+        """The number format of a tensor: safetensors' name of it, or GGUF's."""
+        if self.gguf is not None:
+            return self.gguf.file.tensors[self.gguf.own[name]].format
+        return "F32" if name in self._parts else self._types[name]
+
     @property
     def num_weights(self) -> int:
         return sum(math.prod(self.shapes[name]) for name in self.where)
@@ -120,8 +182,11 @@ class StoredTensors:
         """True if `groups` would return a matrix."""
         return name in self._parts if self.gguf is None else self.gguf.in_groups(name)
 
-    def bounded(self, declared: int, layers: int = 0, *, keep_groups: bool = False) -> None:
-        """Raise CheckpointError if config.json declares more than the files hold, or memory cannot hold them."""
+    def bounded(
+        self, declared: int, layers: int = 0, *, keep_groups: bool = False, deferred: bool = False
+    ) -> None:
+        """Raise CheckpointError if config.json declares more than the files hold, or memory cannot hold them; `deferred`: they are
+        not read into it."""
         where, memory = self.folder / "config.json", hardware.memory_bytes()
         if layers > len(self.where) or declared > self.num_weights:
             deep = f"{layers} layers and " if layers else ""
@@ -129,6 +194,8 @@ class StoredTensors:
                 f"{where}: declares {deep}at least {declared} weights; the files hold "
                 f"{len(self.where)} tensors with {self.num_weights} weights"
             )
+        if deferred:
+            return
         small = keep_groups and any(map(self.in_groups, self.where))
         needed = sum(
             math.prod(self.shapes[name]) * (MOST_BYTES if small and self.in_groups(name) else 4)

@@ -41,8 +41,6 @@ WRITTEN: dict[Target, tuple[Dtype, ...]] = {
     "onnx": ("fp32", "bf16", "fp16"),
     "gguf": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
 }
-SHARD_BYTES = 5 * 10**9
-"""Weights above this size become several files with an index, as transformers writes them."""
 Generate: TypeAlias = Callable[[list[int]], list[int]]
 """Prompt tokens in, new tokens out, greedily."""
 
@@ -95,13 +93,13 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         whole = Path(scratch) / "hf"
         whole.mkdir()
-        model = checkpoints.exported(source) if dtype in export_gguf.ROUNDED else checkpoints.policy(source)
+        model = checkpoints.exported(source, keep_groups=dtype in export_gguf.ROUNDED)
         if target == "gguf":
             _gguf(stack, source, model, whole, dtype, texts)
             return _moved(whole, out)
         wide = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
         if isinstance(model, Llama):
-            checkpoints.save(model, whole, wide, shard_bytes=SHARD_BYTES)
+            checkpoints.save(model, whole, wide, shard_bytes=checkpoints.SHARD_BYTES)
         else:
             checkpoints.save_checkpoint(model.to(wide), whole)
         _beside(stack, source, whole)

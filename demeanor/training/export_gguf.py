@@ -18,6 +18,7 @@ from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.types import Message
 from demeanor.model import gguf, gguf_llama
 from demeanor.model.gguf import Typed
+from demeanor.model.grouped_modules import matrices
 from demeanor.model.llama import Llama
 from demeanor.text import gguf_writing
 from demeanor.text.template import Template
@@ -38,7 +39,7 @@ def settings(
     """
     if not isinstance(model, Llama):
         raise CheckpointError("--to gguf: this architecture is not written here; export it as hf")
-    large = gguf_llama.unfit(model.state_dict()) if dtype == "fp16" else None
+    large = gguf_llama.unfit({**model.state_dict(), **matrices(model)}) if dtype == "fp16" else None
     if large:
         raise CheckpointError(f"--to gguf --dtype fp16: {large} has values beyond 65504; use bf16 or fp32")
     config = model.config

@@ -16,6 +16,7 @@ from demeanor.model.attention import KEEP_BYTES
 from demeanor.model.fused import CHUNK_BYTES, FROZEN_ROWS
 from demeanor.model.heads import LARGE, WIDE
 from demeanor.model.llama import Config
+from demeanor.model.packed_size import size
 
 PROCESS = 370 << 20  # Python, torch and its libraries
 SHARE = 0.9  # of the machine's memory, from which on a warning is given
@@ -45,11 +46,6 @@ class Memory(NamedTuple):
     def __str__(self) -> str:
         parts = zip(self._fields, self)
         return f"{size(self.total)} ({', '.join(f'{name} {size(count)}' for name, count in parts if count)})"
-
-
-def size(count: float) -> str:
-    """A number of bytes in GB or MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def largest(trees: Sequence[Tree], steps: Sequence[Sequence[Sequence[int]]]) -> MicroBatch:

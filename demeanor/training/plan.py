@@ -17,6 +17,7 @@ from demeanor.core.types import Example, Item, Messages, Preference, TrainingRow
 from demeanor.data import sources
 from demeanor.model import checkpoints
 from demeanor.model.llama import Config
+from demeanor.model.packed_size import size
 from demeanor.stack.schema import (
     Import,
     ImportStage,
@@ -114,11 +115,7 @@ def _memory(config: Config, stage: Stage, lengths: Sequence[float], *, head: boo
             for x in (False, True)
         )
         chosen = stage.recompute or (stage.recompute is None and memory.exceeds(whole))
-        told = (
-            f"{memory.size(again.total)} {name}, recomputing"
-            if chosen
-            else f"{memory.size(whole.total)} {name}"
-        )
+        told = f"{size(again.total)} {name}, recomputing" if chosen else f"{size(whole.total)} {name}"
         sizes.append(told)
     return ", ".join(sizes)
 

@@ -26,6 +26,7 @@ from demeanor.model import adapters, checkpoints, quantize
 from demeanor.model.exact import exact_policy_outputs, obstacle
 from demeanor.model.heads import policy_outputs, reward_outputs
 from demeanor.model.llama import Config, Llama
+from demeanor.model.packed_size import size
 from demeanor.model.reward_model import ActorCritic, RewardModel
 from demeanor.objectives import Objective
 from demeanor.objectives.sft import NoSettings, sft
@@ -342,7 +343,7 @@ def _choose_recompute(
             recompute = True
             run.display.say(
                 f"a step needs about {whole}, more than this machine has: layers are computed again in the backward pass "
-                f"(about {memory.size(again.total)}, a third more computing; recompute: false turns it off)"
+                f"(about {size(again.total)}, a third more computing; recompute: false turns it off)"
             )
         said = memory.warning(again if recompute else whole, rank=rank, recompute=recompute)
     for trunk in (module for module in model.modules() if isinstance(module, Llama)):

@@ -101,7 +101,7 @@ def test_a_folder_has_what_a_server_of_transformers_weights_needs(
 
     stack, runs = stack_on(tmp_path, form="F32")
     stack = app.load_stack(stack.path, overrides=["template=chatml"])
-    monkeypatch.setattr(export, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 100_000)
     out = export.export(stack.variant("base"), runs, tmp_path / "out", target="hf", dtype="bf16")
     config, tokenizer = AutoConfig.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert (config.architectures, config.max_position_embeddings) == (["LlamaForCausalLM"], 128)
