@@ -263,8 +263,8 @@ def group_rounded(weight_OI: Tensor, format: GroupFormat) -> Grouped:
     if ins % 2:
         raise CheckpointError(f"{format}: a matrix of {ins} inputs cannot be packed in pairs; use int8")
     layout, parts = LAYOUTS[format], []
-    weights = _in_groups(torch.ones(1, ins))  # 0 where the last group is filled up
-    for part in torch.split(weight_OI.detach(), max(1, 2**20 // ins)):
+    weights = _in_groups(torch.ones(1, ins)) if ins % GROUP else None  # 0 where the last group is filled up
+    for part in torch.split(weight_OI.detach(), max(1, ROUNDED_AT_ONCE // ins)):
         rows = part.float()
         if not bool(rows.isfinite().all()):
             raise CheckpointError(f"{format}: a weight is not a finite number")
@@ -278,6 +278,8 @@ def group_rounded(weight_OI: Tensor, format: GroupFormat) -> Grouped:
     return joined(parts, lambda *x: torch.cat(x))
 
 
+ROUNDED_AT_ONCE = 1 << 18
+"""Weights that are rounded together: they and their candidates stay in a core's cache."""
 Rounded: TypeAlias = tuple[Tensor, Tensor, Tensor]  # integers (O, G, 32), scales (O, G), minima (O, G)
 LARGEST = float(torch.finfo(torch.float16).max)
 STEPS: dict[int, tuple[float, ...]] = {
@@ -291,7 +293,11 @@ def _half(x: Tensor) -> Tensor:
     return x.clamp(-LARGEST, LARGEST).half().float()
 
 
-def _symmetric(x: Tensor, weights: Tensor, bits: int) -> Rounded:
+def _weighed(weights: Tensor | None, x: Tensor) -> Tensor:
+    return x if weights is None else weights * x
+
+
+def _symmetric(x: Tensor, weights: Tensor | None, bits: int) -> Rounded:
     """Scales of either sign: with 4 bits the greatest weight may become -8, which has no counterpart."""
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     peak = x.gather(-1, x.abs().argmax(-1, keepdim=True))
@@ -302,20 +308,21 @@ def _symmetric(x: Tensor, weights: Tensor, bits: int) -> Rounded:
             scale = peak * (sign / step)
             n = _nearest(x, scale, low, high)
             # Least squares of x = scale n, then the integers nearest with the scale as it is stored.
-            scale = (weights * x * n).sum(-1, keepdim=True) / (weights * n * n).sum(
-                -1, keepdim=True
-            ).clamp_min(1e-30)
+            weighed = _weighed(weights, n)
+            scale = (weighed * x).sum(-1, keepdim=True) / (weighed * n).sum(-1, keepdim=True).clamp_min(1e-30)
             scale = _half(scale)
             n = _nearest(x, scale, low, high)
-            error = (weights * (x - scale * n).square()).sum(-1, keepdim=True)
+            error = _weighed(weights, (x - scale * n).square_()).sum(-1, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
             integers, scales = torch.where(better, n, integers), torch.where(better, scale, scales)
     return integers, scales[..., 0], scales[..., 0]
 
 
-def _affine(x: Tensor, weights: Tensor) -> Rounded:
+def _affine(x: Tensor, weights: Tensor | None) -> Rounded:
     """Scale and minimum by least squares for several ranges."""
+    if weights is None:
+        weights = torch.ones(1, 1, GROUP)
     x = torch.where(weights > 0, x, x[..., :1])  # what fills up a short group widens no range
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     best = torch.full_like(low, torch.inf)
@@ -340,4 +347,5 @@ def _affine(x: Tensor, weights: Tensor) -> Rounded:
 
 def _nearest(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     """The nearest integers to x / scale; 0 where the scale is 0."""
-    return torch.where(scale == 0, torch.zeros_like(x), x / scale).round_().clamp_(low, high)
+    found = (x / scale).round_().clamp_(low, high)
+    return found.masked_fill_(scale == 0, 0.0)
