@@ -16,7 +16,7 @@ from demeanor.core import hardware
 from demeanor.core.errors import CheckpointError
 from demeanor.engine import placement
 from demeanor.engine.forward import forward_of
-from demeanor.model import adapters, checkpoints, native, quantize, weight_files
+from demeanor.model import adapters, checkpoints, grouped, native, quantize, weight_files
 from demeanor.model.grouped import GroupFormat
 from demeanor.model.llama import Llama
 from demeanor.model.packed_size import packed_bytes
@@ -84,7 +84,7 @@ def test_one_matrix_at_a_time_is_unpacked_while_a_model_is_rounded(
     format: GroupFormat, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[weakref.ref[Tensor]] = []
-    own = quantize.group_rounded
+    own = grouped.group_rounded
 
     def watched(weight_OI: Tensor, format: GroupFormat) -> object:
         assert all(ref() is None for ref in seen), "an earlier matrix is still in memory"
