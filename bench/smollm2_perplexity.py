@@ -84,7 +84,12 @@ def losses_of(logits_TV: Tensor, tokens: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits_TV[:-1].float(), targets, reduction="sum"))
 
 
-def ours(folder: Path, rows: list[list[int]]) -> tuple[list[float], int]:
+def usual(name: str) -> Any:
+    """The format in which a row's weights keep keys and values unless a stack says otherwise."""
+    return "fp32" if "fp32" in name else "fp16"
+
+
+def ours(folder: Path, rows: list[list[int]], cache: Any = "fp32") -> tuple[list[float], int]:
     """Loss of each chunk and bytes of the weights, as the engine computes them."""
     from demeanor.model import checkpoints, native
     from demeanor.model.llama import Llama
@@ -95,7 +100,7 @@ def ours(folder: Path, rows: list[list[int]]) -> tuple[list[float], int]:
     found, held = [], None
     for tokens in rows:
         n = len(tokens)
-        held = held or native.Native(model, PagedCache(model.config, 1, n))
+        held = held or native.Native(model, PagedCache(model.config, 1, n, format=cache))
         found.append(losses_of(held.forward(tokens, [0] * n, range(n), range(n)).logits_RV, tokens))
     assert held is not None
     return found, held.num_bytes
@@ -196,7 +201,7 @@ def main() -> int:
                 folder = made / "-".join([format, *settings.values()])
                 if not (folder / "config.json").is_file():
                     folder = prepared(model, folder, format, settings)
-            found[name] = ours(folder, rows)
+            found[name] = ours(folder, rows, usual(name))
             peer, path = PEER[name], (options.gguf or Path()) / f"{PEER[name]}.gguf"
             here = importlib.util.find_spec("llama_cpp") is not None and path.is_file()
             if here and peer not in peers:
