@@ -67,13 +67,14 @@ class CacheBudget:
     def num_pages(self, page_bytes: int, context: int, most: int) -> int:
         """Return how many pages an engine's table may name: `most`, or what the whole bound holds; `context` are those of its longest
         context. Raises EngineError if that is no token."""
-        self._least = max(self._least, (context + 1) * page_bytes)
+        with self.lock:
+            self._least = max(self._least, (context + 1) * page_bytes)
         if self.limit_bytes < 2 * page_bytes:
             raise EngineError(
                 f"a cache of {self.limit_bytes / 2**30:.4g} GiB holds no token of this model; wanted at least "
                 f"{2 * page_bytes / 2**30:.4g} GiB, two pages of keys and values"
             )
-        return int(min(most, self.limit_bytes // page_bytes))
+        return int(min(most, self.limit_bytes / page_bytes))
 
     def join(self, holder: PageHolder) -> None:
         """Count an engine's pages from now on."""

@@ -224,7 +224,7 @@ class PagePrefixes:
 
     def usage(self) -> CacheUse:
         with self._budget.lock:
-            room = self._budget.free_bytes // self.page_bytes
+            room = self._budget.free_bytes / self.page_bytes
             self._counts.free_slots = len(self._slots)
             self._counts.kept = len(self._kept)
             self._counts.free = len(self._free) + int(max(0, min(len(self._away), room)))
