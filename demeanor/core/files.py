@@ -6,6 +6,7 @@ In: paths and values. Out: the same values, or an error with file and line. Know
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -14,6 +15,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -174,7 +176,7 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, computed once for each state of it; a link's is that of its file."""
     path = path.resolve()
     found = path.stat()
-    return _sum_of(path, found.st_size, found.st_mtime_ns, found.st_ino)
+    return _sum_of(path, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 @lru_cache(4096)
@@ -235,6 +237,41 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+REMEMBERED_BYTES = 64 << 20
+"""Files from this size on have their sums remembered: weights of 8 billion parameters take 10 seconds and more to read."""
+
+
+def identity(path: Path) -> str:
+    """Return the SHA-256 of a file as `sha256` does; that of a large file is remembered in the user's cache for each state of it.
+
+    A state is its place, size, and the times of its last change (the system sets one of them, and no program can).
+    """
+    path = path.resolve()
+    found = path.stat()
+    if found.st_size < REMEMBERED_BYTES:
+        return sha256(path)
+    state = [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
+    try:
+        name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
+        note = private_cache("sums") / f"{name}.json"
+    except OSError:  # no place to remember anything
+        return sha256(path)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["state"] == state and len(known[SUMS]) == 64:
+            return str(known[SUMS])
+    made = sha256(path)
+    after = path.stat()
+    if time.time_ns() - found.st_ctime_ns > SETTLED_NS and after.st_ctime_ns == found.st_ctime_ns:
+        with contextlib.suppress(OSError), replacing(note, shared=True) as part:
+            part.write_text(json.dumps({"state": state, SUMS: made}), encoding="utf-8")
+    return made
+
+
+SETTLED_NS = 2_000_000_000
+"""A file that was changed less than this ago may change again without another time (clocks of file systems are coarse)."""
 
 
 def private_cache(name: str) -> Path:

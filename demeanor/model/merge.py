@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
+from demeanor.model.deferred import Deferred
+from demeanor.model.grouped_modules import Matrix, keep_grouped, matrices
 
+Mix: TypeAlias = Callable[..., Tensor]
 PARALLEL = 0.9995  # cosine above which two tensors count as parallel, and slerp is linear
 
 
@@ -31,25 +35,68 @@ def merge(
 ) -> None:
     """Write the merged model of `sources` to `out`; `origin` is the base of task arithmetic.
 
-    Linear and task_arithmetic load one model at a time. Raises CheckpointError if the models do not fit
-    together.
+    Matrices of the Llama family are merged one after the other, as they are read from their files. Raises CheckpointError if the
+    models do not fit together.
     """
-    model = _load(sources[0])
-    if method == "slerp":
-        share = weights[1]
-        _combine(model, _load(sources[1]), sources, lambda a, b: slerp(a, b, share))
+    folders, shares = list(sources), list(weights)
+    if method == "task_arithmetic":
+        # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
+        assert origin is not None, "task arithmetic needs an origin"
+        left = 1.0 - sum(weights)
+        folders, shares = [*folders, *[origin] * bool(left)], [*shares, *[left] * bool(left)]
+    mix = partial(slerp, share=weights[1]) if method == "slerp" else None
+    found = [checkpoints.checkpoint_info(folder) for folder in folders]
+    if all(x.lean and not x.reward for x in found):
+        model = _read_later(folders, mix or partial(weighted, weights=shares))
     else:
-        left = 0.0
-        if method == "task_arithmetic":
-            # origin + sum w_i (theta_i - origin), Ilharco et al. 2022, arXiv 2212.04089
-            assert origin is not None, "task arithmetic needs an origin"
-            left = 1.0 - sum(weights)
-        for tensor in model.parameters():
-            tensor.mul_(weights[0])
-        parts = [*zip(sources[1:], weights[1:]), *([(origin, left)] if origin is not None and left else [])]
-        for folder, weight in parts:
-            _combine(model, _load(folder), [sources[0], folder], partial(torch.add, alpha=weight))
+        model = _one_by_one(folders, shares, mix)
     checkpoints.save_checkpoint(model, out)
+
+
+def _one_by_one(folders: Sequence[Path], shares: Sequence[float], mix: Mix | None) -> nn.Module:
+    """The merge of reward models and of what runs through transformers; at most two are in memory."""
+    model = _load(folders[0])
+    ours = dict(model.named_parameters())
+    for tensor in ours.values() if mix is None else ():
+        tensor.mul_(shares[0])
+    for folder, share in zip(folders[1:], shares[1:]):
+        other = _load(folder)
+        _require_alike(model, other, (folders[0], folder))
+        for name, tensor in other.named_parameters():
+            ours[name].copy_(
+                torch.add(ours[name], tensor, alpha=share) if mix is None else mix(ours[name], tensor)
+            )
+    return model
+
+
+def _read_later(folders: Sequence[Path], mix: Mix) -> nn.Module:
+    """A model whose matrices are merged when they are written."""
+    models = [checkpoints.load(folder, deferred=True) for folder in folders]
+    for folder, other in zip(folders[1:], models[1:]):
+        _require_alike(models[0], other, (folders[0], folder))
+    model, held, vectors = (
+        models[0],
+        [matrices(x) for x in models],
+        [dict(x.named_parameters()) for x in models],
+    )
+    for name in held[0]:
+        keep_grouped(model, name, _mixed([x[name] for x in held], mix))
+    for name, tensor in vectors[0].items():
+        tensor.copy_(mix(*(x[name] for x in vectors)))
+    return model
+
+
+def _mixed(parts: Sequence[Matrix], mix: Mix) -> Deferred:
+    """A matrix that is merged when it is written."""
+    return Deferred(parts[0].shape, lambda: mix(*(x.dequantised() for x in parts)))
+
+
+def weighted(*tensors: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the sum of tensors times their weights."""
+    total = tensors[0] * weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:]):
+        total.add_(tensor, alpha=weight)
+    return total
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
@@ -63,24 +110,20 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     return (near * a + far * b).to(a.dtype)
 
 
-def _combine(
-    model: nn.Module, other: nn.Module, names: Sequence[Path], mix: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Replace every tensor of `model` by its mix with the other's."""
-    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+def _require_alike(model: nn.Module, other: nn.Module, names: tuple[Path, Path]) -> None:
+    """Raise CheckpointError unless two models have the same tensors."""
+    ours, theirs = ({**matrices(x), **dict(x.named_parameters())} for x in (model, other))
     strange = sorted(ours.keys() ^ theirs.keys())
     shapes = [
         f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}"
         for n, t in ours.items()
-        if n in theirs and t.shape != theirs[n].shape
+        if n in theirs and tuple(t.shape) != tuple(theirs[n].shape)
     ]
     if strange or shapes:
         what = shapes[0] if shapes else f"{len(strange)} tensors are in only one of them, first {strange[0]}"
         raise CheckpointError(
             f"{names[0]} and {names[1]} cannot be merged: {what}; wanted stages of one base"
         )
-    for name, tensor in ours.items():
-        tensor.copy_(mix(tensor, theirs[name]))
 
 
 def _load(folder: Path) -> nn.Module:

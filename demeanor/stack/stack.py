@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
-from demeanor.core.files import sha256
+from demeanor.core.files import identity
 from demeanor.core.registry import Spec, parse
 from demeanor.core.types import Decoding
 from demeanor.stack import foreign_names, imports, prices, validate
@@ -579,7 +579,7 @@ def file_hash(path: Path) -> str:
     total = hashlib.sha256()
     for part in _content_files(path):
         label = "" if part == path else part.relative_to(path).as_posix()
-        total.update(label.encode() + b"\0" + bytes.fromhex(sha256(part)))
+        total.update(label.encode() + b"\0" + bytes.fromhex(identity(part)))
     return total.hexdigest()[:16]
 
 

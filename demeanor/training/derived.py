@@ -72,7 +72,9 @@ def _import(stack: Stack, runs: Runs, stage: ImportStage) -> tuple[Write, Tokeni
         )
 
     def write(folder: Path) -> None:
-        model = checkpoints.reward(source, 0) if stage.reward else checkpoints.policy(source)
+        model = (
+            checkpoints.reward(source, 0) if stage.reward else checkpoints.exported(source, keep_groups=False)
+        )
         checkpoints.save_checkpoint(model, folder)
 
     return write, tokenizer

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import pytest
 
+from demeanor.core import files
 from demeanor.core.errors import DataError, SpecError
 from demeanor.core.files import json_lines, read_yaml, replacing, write_json, write_text, yaml_value
 
@@ -70,3 +74,41 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"x: \xff\n")
     with pytest.raises(SpecError, match=r"a\.yaml: not UTF-8 text \(byte 3\)"):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_the_sum_of_a_large_file_is_remembered_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base of 16 GB is not read again by every command; a change of one byte, with the old time put back, is seen."""
+    monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
+    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 20)
+    wanted = hashlib.sha256(b"a" * 20).hexdigest()
+    assert files.identity(path) == wanted
+    (note,) = (tmp_path / "cache" / "demeanor" / "sums").iterdir()
+    known = json.loads(note.read_text())
+    assert known["sha256"] == wanted
+    note.write_text(json.dumps(known | {"sha256": "0" * 64}))
+    assert files.identity(path) == "0" * 64, "it was read from the note"
+    before = path.stat()
+    path.write_bytes(b"b" * 20)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system is coarse
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files.identity(path) == hashlib.sha256(b"b" * 20).hexdigest()
+    note.write_text("{}")
+    assert files.identity(path) == hashlib.sha256(b"b" * 20).hexdigest(), "a broken note is no sum"
+
+
+def test_a_file_that_was_just_written_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
+    monkeypatch.setattr(files, "SETTLED_NS", 10**15)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * 20)
+    assert files.identity(path) == hashlib.sha256(b"a" * 20).hexdigest()
+    assert list((tmp_path / "cache" / "demeanor" / "sums").iterdir()) == []
