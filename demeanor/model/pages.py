@@ -17,7 +17,7 @@ from demeanor.model.llama import Config
 
 PAGE = 32  # tokens, as in kernels/attention.h
 CacheFormat: TypeAlias = Literal["fp32", "bf16", "fp16"]
-"""What keys and values are kept in; sums over them are fp32."""
+"""What keys and values are kept in; sums over them are fp32, products in bf16 of bf16."""
 DTYPES: dict[CacheFormat, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,

@@ -82,29 +82,84 @@ std::vector<Tile> tiles(int64_t N, const int64_t* slots, const int64_t* position
     return found;
 }
 
+// ---- sums ----
+
+// What queries and shares are multiplied in: fp32, or for a cache of bf16 bf16 with fp32 sums, two numbers a step (see Bf16Products).
+template <typename T> struct Rows { typedef float Number; };
+template <> struct Rows<uint16_t> { typedef NarrowRow Number; };
+template <typename T> constexpr bool PAIRED = std::is_same_v<T, uint16_t>;
+// A score may be so far above the one that a query's exponentials are relative to, before all that was mixed is scaled down to the new
+// greatest: relative errors stay the same, and most rescaling is saved.
+template <typename T> constexpr float SLACK = PAIRED<T> ? 4.0f : 0.0f;
+const uint16_t NOTHING[4 * W] = {};        // in place of a line beyond the last
+
+// acc[m][c] += two rows' numbers (the second's first) times two lines of bf16.
+template <int M, int C>
+inline void add_pair(V (&acc)[M][C], const NarrowRow* a, int64_t lda, const uint16_t* one, const uint16_t* two) {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr uint16_t SIDE_BY_SIDE[2][32] = {
+        {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+        {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+    __m512bh v[C];
+    if constexpr (C == 1) {
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(one)));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(two)));
+        v[0] = (__m512bh)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+    } else
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++)
+            v[c] = (__m512bh)_mm512_permutex2var_epi16(_mm512_loadu_si512(one + c / 2 * 2 * W), _mm512_load_si512(SIDE_BY_SIDE[c % 2]), _mm512_loadu_si512(two + c / 2 * 2 * W));
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(a[m * lda]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) acc[m][c] = _mm512_dpbf16_ps(acc[m][c], x, v[c]);
+    }
+#else
+    V first[C], second[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; c++) { first[c] = load(one + c * W); second[c] = load(two + c * W); }
+#pragma GCC unroll 12
+    for (int m = 0; m < M; m++) {
+        const V x = all(a[m * lda]), y = all(a[m * lda + 1]);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) { acc[m][c] += y * second[c]; acc[m][c] += x * first[c]; }
+    }
+#endif
+}
+
 // out[m][c] = (or +=) the sum over i < n, in order, of a[m][i] b[i][c], for M rows and C registers of columns. `later`, if not null, is
 // memory of n lines that is read next: it is asked for meanwhile.
 template <int M, int C, bool ADD, typename T>
-void sums(int64_t n, const float* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later) {
+void sums(int64_t n, const typename Rows<T>::Number* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later) {
     V acc[M][C];
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) acc[m][c] = ADD ? load(out + m * ldo + c * W) : V{};
-    for (int64_t i = 0; i < n; i++) {
-        V v[C];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++) {
-            v[c] = load(b + i * ldb + c * W);
-            if (M <= FEW && later) __builtin_prefetch(later + i * ldb + c * W);
+    if constexpr (PAIRED<T>)
+        for (int64_t i = 0; i < n; i += 2) {
+            if (M <= FEW && later)
+                for (int64_t line = i; line < i + 2; line++)
+#pragma GCC unroll 2
+                    for (int c = 0; c < C; c += 2) __builtin_prefetch(later + line * ldb + c * W);
+            add_pair<M, C>(acc, a + i / NARROW, lda, b + i * ldb, i + 1 < n ? b + (i + 1) * ldb : NOTHING);
         }
+    else
+        for (int64_t i = 0; i < n; i++) {
+            V v[C];
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) {
+                v[c] = load(b + i * ldb + c * W);
+                if (M <= FEW && later) __builtin_prefetch(later + i * ldb + c * W);
+            }
 #pragma GCC unroll 12
-        for (int m = 0; m < M; m++) {
-            const V x = all(a[m * lda + i]);
+            for (int m = 0; m < M; m++) {
+                const V x = all(a[m * lda + i]);
 #pragma GCC unroll 4
-            for (int c = 0; c < C; c++) acc[m][c] += x * v[c];
+                for (int c = 0; c < C; c++) acc[m][c] += x * v[c];
+            }
         }
-    }
 #pragma GCC unroll 12
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
@@ -112,7 +167,7 @@ void sums(int64_t n, const float* a, int64_t lda, const T* b, int64_t ldb, float
 }
 
 template <int C, bool ADD, typename T>
-void sums(int64_t M, int64_t n, const float* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later = nullptr) {
+void sums(int64_t M, int64_t n, const typename Rows<T>::Number* a, int64_t lda, const T* b, int64_t ldb, float* out, int64_t ldo, const T* later = nullptr) {
     const int64_t blocks = (M + MR - 1) / MR;
     for (int64_t i = 0, m = 0; i < blocks; i++) {
         const int64_t size = (M - m + blocks - i - 1) / (blocks - i);
@@ -127,17 +182,19 @@ void sums(int64_t M, int64_t n, const float* a, int64_t lda, const T* b, int64_t
 
 // ---- softmax and mixture ----
 
-// Of M queries over some keys: values mixed by exp(score - top) (`depth` floats a query), the sums of these by register lane, and the top score.
+// Of M queries over some keys: values mixed by exp(score - top) (`depth` floats a query), the sums of these by register lane, and the score that these
+// are relative to: the top one, or one at most SLACK below it.
 struct Mixed { float *mixed, *lanes, *tops; };
 inline int64_t mixed_floats(int64_t M, int64_t depth) { return (M * (depth + W + 1) + 15) / 16 * 16; }
 inline Mixed mixed_at(float* memory, int64_t M, int64_t depth) { return {memory, memory + M * depth, memory + M * (depth + W)}; }
 
 inline int64_t most_queries(int64_t group) { return TILE > group ? TILE : group; }
 
-// Floats that a thread writes to in `attend`: queries, scores, and what is mixed of a stretch and of all before it.
+// Floats that a thread writes to in `attend`: queries and scores, both again as they are multiplied, and what is mixed of a stretch and of
+// all before it.
 inline int64_t attend_floats(int64_t D, int64_t group) {
     const int64_t most = most_queries(group);
-    return most * (deep(D) + SPAN) + 2 * mixed_floats(most, deep(D)) + 16;
+    return 2 * most * (deep(D) + SPAN) + 2 * mixed_floats(most, deep(D)) + 16;
 }
 
 inline float highest(V x) {
@@ -176,11 +233,15 @@ struct Queries { int64_t layer, head, D, G, count, slot, at; const float* q; int
 template <typename T>
 void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t last, float* scratch, const Mixed& out) {
     const int64_t G = x.G, M = x.count * G, D = x.D, depth = y.depth;
-    float *queries = scratch, *scores = queries + M * depth, *mixed = out.mixed, *lanes = out.lanes, *tops = out.tops;
+    typedef typename Rows<T>::Number Number;
+    float *scaled_queries = scratch, *scores = scaled_queries + M * depth, *mixed = out.mixed, *lanes = out.lanes, *tops = out.tops;
+    Number *queries = reinterpret_cast<Number*>(PAIRED<T> ? scores + M * SPAN : scaled_queries);
+    Number *shares = reinterpret_cast<Number*>(PAIRED<T> ? scores + M * (SPAN + depth) : scores);
     const float scale = 1.0f / std::sqrt(float(D));
     for (int64_t m = 0; m < M; m++) {
         const float* from = x.q + m / G * x.ldq + m % G * D;
-        for (int64_t d = 0; d < D; d++) queries[m * depth + d] = from[d] * scale;
+        for (int64_t d = 0; d < D; d++) scaled_queries[m * depth + d] = from[d] * scale;
+        if constexpr (PAIRED<T>) round_narrow(scaled_queries + m * depth, D, queries + m * depth);
         tops[m] = -INFINITY;
     }
     std::memset(mixed, 0, M * depth * sizeof(float));
@@ -198,7 +259,7 @@ void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t las
         for (int64_t m = 0; m < M; m++) {
             float* s = scores + m * SPAN;
             const int64_t seen = x.at + m / G + 1 - start;                // of this span's keys, those that the query may see
-            if (seen <= 0) { std::memset(s, 0, pages * PAGE * sizeof(float)); continue; }
+            if (seen <= 0) { std::memset(shares + m * SPAN, 0, pages * PAGE * sizeof(float)); continue; }
             V most = all(-INFINITY);
             for (int64_t j = 0; j < pages * PAGE; j += W) {
                 V v = load(s + j);
@@ -206,12 +267,20 @@ void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t las
                 most = v > most ? v : most;
             }
             const float top = highest(most);
-            if (top > tops[m]) {
+            if (top > tops[m] + SLACK<T>) {
                 scaled(mixed + m * depth, depth, lanes + m * W, exp_(all(tops[m] - top)));
                 tops[m] = top;
             }
             V sum = load(lanes + m * W);
-            for (int64_t j = 0; j < pages * PAGE; j += W) { const V e = exp_<true>(load(s + j) - tops[m]); store(s + j, e); sum += e; }
+            if constexpr (PAIRED<T>)
+                for (int64_t j = 0; j < pages * PAGE; j += NR) {
+                    const V e = coarse_exp(load(s + j) - tops[m]), f = coarse_exp(load(s + j + W) - tops[m]);
+                    narrow(e, f, shares + m * SPAN + j / NARROW);
+                    sum += e;
+                    sum += f;
+                }
+            else
+                for (int64_t j = 0; j < pages * PAGE; j += W) { const V e = exp_<true>(load(s + j) - tops[m]); store(s + j, e); sum += e; }
             store(lanes + m * W, sum);
         }
         for (int64_t p = 0; p < pages; p++) {
@@ -219,13 +288,14 @@ void attend_stretch(const Pages& y, const Queries& x, int64_t first, int64_t las
             const int64_t n = last - start - p * PAGE < PAGE ? last - start - p * PAGE : PAGE;   // what is beyond may be anything, NaN too
             const int64_t next = start + SPAN + p * PAGE;
             const T* later = M > FEW || next >= last ? nullptr : y.keys<T>(x.slot, next, x.layer, x.head);
+            const Number* share = shares + p * PAGE / int64_t(PAIRED<T> ? NARROW : 1);
             int64_t d = 0;
             if (M <= FEW)           // in the order of memory
                 for (; d + 2 * NR <= depth; d += 2 * NR)
-                    sums<4, true>(M, n, scores + p * PAGE, SPAN, values + d, depth, mixed + d, depth, later ? later + d : nullptr);
+                    sums<4, true>(M, n, share, SPAN, values + d, depth, mixed + d, depth, later ? later + d : nullptr);
             for (; d + NR <= depth; d += NR)
-                sums<2, true>(M, n, scores + p * PAGE, SPAN, values + d, depth, mixed + d, depth, later ? later + d : nullptr);
-            for (; d < depth; d += W) sums<1, true>(M, n, scores + p * PAGE, SPAN, values + d, depth, mixed + d, depth);
+                sums<2, true>(M, n, share, SPAN, values + d, depth, mixed + d, depth, later ? later + d : nullptr);
+            for (; d < depth; d += W) sums<1, true>(M, n, share, SPAN, values + d, depth, mixed + d, depth);
         }
     }
 }
@@ -256,7 +326,7 @@ inline float* aligned(float* p) { return reinterpret_cast<float*>((reinterpret_c
 // One tile's kv head by one thread: stretches one after the other, each added to those before it.
 void attend(const Pages& y, const Queries& x, float* scratch, float* out, int64_t ldo) {
     const int64_t M = x.count * x.G, end = x.at + x.count;
-    float *own = aligned(scratch), *memory = own + M * (y.depth + SPAN);
+    float *own = aligned(scratch), *memory = own + 2 * M * (y.depth + SPAN);
     const Mixed whole = mixed_at(memory, M, y.depth), part = mixed_at(memory + mixed_floats(M, y.depth), M, y.depth);
     attend_stretch(y, x, 0, own, whole);
     for (int64_t first = STRETCH; first < end; first += STRETCH) {

@@ -235,6 +235,16 @@ void round_narrow(const float* x, int64_t ins, NarrowRow* out) {
     }
 }
 
+// 2 W numbers that are not NaN, rounded as `round_narrow` does.
+inline void narrow(V low, V high, NarrowRow* out) {
+#if defined(__AVX512BF16__)
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+#else
+    store(out, reinterpret_cast<V>(nearest(low)));
+    store(out + W, reinterpret_cast<V>(nearest(high)));
+#endif
+}
+
 // Rows [first, last) of `count` rows, as a matrix's format wants them, from x (ldx floats a row) to `memory` of prepared_floats.
 void prepare(const Matrix& m, const float* x, int64_t ldx, int64_t count, int64_t first, int64_t last, float* memory) {
     if (grouped(m.kind)) round_rows(m.kind, x, ldx, m.ins, rounded_at(memory, count, m.ins), first, last);

@@ -94,4 +94,29 @@ inline V exp_(V x) {
     return under ? all(0.0f) : found;
 }
 
+// exp of numbers up to 80, relative error 4e-6, in half the steps: for what is rounded to bf16 next.
+inline V coarse_exp(V x) {
+    V n = x * 1.44269504088896341f;
+    n = n < -200.0f ? all(-200.0f) : n;    // a NaN stays one
+    V f = n;
+#if defined(__AVX512F__)
+    n = _mm512_roundscale_ps(n, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    n = (n + 12582912.0f) - 12582912.0f;   // 1.5 x 2^23
+#endif
+    f -= n;
+    V y = all(9.582850150763988e-3f);      // 2^f, |f| <= 1/2
+    y = y * f + 5.590642988681793e-2f;
+    y = y * f + 0.24024099111557007f;
+    y = y * f + 0.6931241750717163f;
+    y = y * f + 1.0f;
+#if defined(__AVX512F__)
+    return _mm512_scalef_ps(y, n);
+#else
+    I bits = (__builtin_convertvector(n, I) + 127) << 23;
+    V found = y * reinterpret_cast<V>(bits);
+    return n < -126.0f ? all(0.0f) : found;
+#endif
+}
+
 }  // namespace
