@@ -23,6 +23,7 @@ from demeanor.engine.detokenizer import Decode, Detokenizer, scan
 from demeanor.engine.forward import Forward, Rows, run_bounds
 from demeanor.engine.prefixes import WORTH_COPYING, CacheUse, common_prefix
 from demeanor.model.drawn import Drawn
+from demeanor.model.draws import Noise
 from demeanor.model.native import NativeStep, drawn_logprobs
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class SequenceState:
         self._text, self._decode = Detokenizer(decode), decode
         self._held = ""  # text that may become a stop string
         decoding = request.decoding
-        self._generator = None if decoding.greedy else _generator(decoding.seed)
+        self._noise = None if decoding.greedy else Noise(decoding.seed)
         self._guide = guide
         self._bias = decoding.logit_bias
         is_penalised = decoding.presence_penalty or decoding.frequency_penalty
@@ -132,7 +133,7 @@ class SequenceState:
     @property
     def draws(self) -> bool:
         """True if its tokens are drawn and not the most likely ones."""
-        return self._generator is not None
+        return self._noise is not None
 
     def fail(self, error: BaseException) -> None:
         """End the answer with an error."""
@@ -172,10 +173,10 @@ class SequenceState:
             return token
         return self._guide.closable(token, self.limit - self._num_generated)
 
-    def noise(self, vocab_size: int) -> Tensor:
-        """Draw the request's random numbers for its next token: uniform_V."""
-        assert self._generator is not None, "a greedy request draws nothing"
-        return sampling.race_noise(self._generator, vocab_size)
+    def noise(self) -> Noise:
+        """The request's random numbers."""
+        assert self._noise is not None, "a greedy request draws nothing"
+        return self._noise
 
     @property
     def recorded(self) -> bool:
@@ -259,15 +260,6 @@ def isolated(sequence: SequenceState) -> Iterator[None]:
         yield
     except BaseException as error:
         sequence.fail(error)
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed % 2**64)
-    return generator
 
 
 READ_PER_STEP = 256  # prompt tokens read in a step while nobody decodes: another prompt waits for no more
@@ -608,22 +600,22 @@ def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[Sequenc
 
 def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
     """Choose tokens of sequences that change logits (in place: then these are a copy) or draw: tokens_N."""
-    uniform: dict[int, Tensor] = {}  # by row
+    noises: dict[int, Noise] = {}  # by row
     for i, sequence in enumerate(sequences):
         with isolated(sequence):
             if sequence.adjusts:
                 sequence.adjust(logits_NV[i])
             if sequence.draws:
-                uniform[i] = sequence.noise(logits_NV.shape[-1])
-    drawing = len(uniform) == len(sequences)
+                noises[i] = sequence.noise()
+    drawing = len(noises) == len(sequences)
     tokens_N = torch.zeros(len(sequences), dtype=torch.long) if drawing else sampling.greedy(logits_NV)
-    if uniform:
+    if noises:
         try:
-            tokens_N[list(uniform)] = _drawn(sequences, logits_NV, uniform)
+            tokens_N[list(noises)] = _drawn(sequences, logits_NV, noises)
         except Exception:  # one of them is at fault; a draw alone is the draw in a batch
-            for i, noise_V in uniform.items():
+            for i, noise in noises.items():
                 with isolated(sequences[i]):
-                    tokens_N[i] = _drawn(sequences, logits_NV, {i: noise_V})[0]
+                    tokens_N[i] = _drawn(sequences, logits_NV, {i: noise})[0]
     for i, sequence in enumerate(sequences):
         if sequence.request.decoding.form is not None and not sequence.finished:
             with isolated(sequence):
@@ -631,21 +623,18 @@ def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
     return tokens_N
 
 
-def _drawn(sequences: list[SequenceState], logits_NV: Tensor, uniform: dict[int, Tensor]) -> Tensor:
+def _drawn(sequences: list[SequenceState], logits_NV: Tensor, noises: dict[int, Noise]) -> Tensor:
     """Draw the tokens of some rows, each with its settings and its random numbers."""
-    settings = [sequences[i].request.decoding for i in uniform]
-    probs_NV = sampling.narrowed(
-        logits_NV if len(uniform) == len(logits_NV) else logits_NV[list(uniform)],
-        logits_NV.new_tensor([d.temperature for d in settings]),
-        logits_NV.new_tensor([d.top_p for d in settings]),
-        torch.tensor([d.top_k or 0 for d in settings], device=logits_NV.device),
-        logits_NV.new_tensor([d.min_p for d in settings]),
+    asked = [sequences[i].request.decoding for i in noises]
+    tokens_N, kept = sampling.drawn(
+        logits_NV if len(noises) == len(logits_NV) else logits_NV[list(noises)],
+        [sampling.Settings(d.temperature, d.top_p, d.min_p, d.top_k or 0) for d in asked],
+        list(noises.values()),
+        [sequences[i].recorded and is_truncated(sequences[i].request.decoding) for i in noises],
     )
-    for probs_V, i in zip(probs_NV, uniform):
-        if sequences[i].recorded and is_truncated(sequences[i].request.decoding):
-            kept_K = probs_V.nonzero()[:, 0]
-            sequences[i].kept = tuple(kept_K.tolist()) if len(kept_K) < len(probs_V) else ()
-    return sampling.race(probs_NV, torch.stack(list(uniform.values())).to(logits_NV.device))
+    for n, i in enumerate(noises):
+        sequences[i].kept = tuple(kept[n].tolist()) if n in kept else ()
+    return tokens_N
 
 
 def is_truncated(decoding: Decoding) -> bool:

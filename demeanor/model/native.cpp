@@ -4,6 +4,7 @@
 // bf16 or int8 with a scale per output; sums are fp32. Compiled where it runs by native.py, which documents the arrays.
 
 #include "kernels/attention.h"
+#include "kernels/draws.h"
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -417,6 +418,19 @@ void drawn_logprobs(int threads, int64_t N, int64_t stride, int64_t vocab, const
                     const int64_t* ends, const int64_t* kept, float* logprobs, float* entropy) {
     DrawnCall call{N, stride, vocab, logits, temperature, targets, ends, kept, logprobs, entropy};
     pool().run(drawn, &call, threads);
+}
+
+
+// A generator's state, of sizeof(Twister) bytes, for a seed; and the next n numbers of it.
+int64_t twister_bytes() { return sizeof(Twister); }
+void twister_seed(void* state, uint32_t value) { seed(*static_cast<Twister*>(state), value); }
+void twister_uniforms(void* state, int64_t n, float* out) { uniforms(*static_cast<Twister*>(state), n, out); }
+
+// One token of each of N rows of logits, `stride` floats apart; see DrawCall.
+void draw_tokens(int threads, int64_t N, int64_t stride, int64_t vocab, const float* logits, const float* settings, void* twisters,
+                 int64_t* tokens, int64_t* counts, void* kept) {
+    DrawCall call{N, stride, vocab, logits, settings, static_cast<Twister* const*>(twisters), tokens, counts, static_cast<int32_t* const*>(kept)};
+    pool().run(draw, &call, threads);
 }
 
 }

@@ -138,8 +138,12 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.model_head.argtypes = [pointer, number, size, pointer, pointer]
     library.gated_backward.argtypes = [number, size, size, *[pointer] * 5]
     library.drawn_logprobs.argtypes = [number, size, size, size, *[pointer] * 7]
+    library.twister_bytes.argtypes, library.twister_bytes.restype = [], size
+    library.twister_seed.argtypes = [pointer, ctypes.c_uint32]
+    library.twister_uniforms.argtypes = [pointer, size, pointer]
+    library.draw_tokens.argtypes = [number, size, size, size, *[pointer] * 6]
     library.release_memory.argtypes, library.release_memory.restype = [], None
-    for function in ("model_forward", "model_head", "gated_backward", "drawn_logprobs"):
+    for function in ("model_forward", "model_head", "gated_backward", "drawn_logprobs", "draw_tokens"):
         getattr(library, function).restype = None
     return library
 

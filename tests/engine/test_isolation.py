@@ -114,14 +114,14 @@ def in_the_cache(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def in_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    inner = sampling.narrowed
+    inner = sampling.drawn
 
-    def draw(logits_NV: torch.Tensor, temperature_N: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if (temperature_N == TEMPERATURE).any():
+    def drawn(logits_NV: torch.Tensor, settings: list[sampling.Settings], *rest: Any) -> Any:
+        if any(x.temperature == TEMPERATURE for x in settings):
             raise ValueError("draw")
-        return inner(logits_NV, temperature_N, *rest)
+        return inner(logits_NV, settings, *rest)
 
-    monkeypatch.setattr(sampling, "narrowed", draw)
+    monkeypatch.setattr(sampling, "drawn", drawn)
 
 
 def in_the_prompts_scores(monkeypatch: pytest.MonkeyPatch) -> None:

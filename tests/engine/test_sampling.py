@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from demeanor.engine import sampling
+from demeanor.model.draws import Noise
 
 
 def slow_nucleus(probs: list[float], top_p: float) -> set[int]:
@@ -78,8 +79,8 @@ def test_a_row_that_reaches_top_p_exactly_keeps_no_more() -> None:
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.5, 0.8), (0.7, 0.95)])
 def test_draws_follow_the_exact_distribution(temperature: float, top_p: float) -> None:
     num_draws, logits = 20_000, [2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5]
-    generator = torch.Generator().manual_seed(1)
-    uniform_NV = torch.stack([sampling.race_noise(generator, len(logits)) for _ in range(num_draws)])
+    noise = Noise(1)
+    uniform_NV = torch.stack([noise.uniform(len(logits)) for _ in range(num_draws)])
     tokens_N = sampling.draw(
         torch.tensor([logits]).expand(num_draws, -1).clone(),
         torch.full((num_draws,), temperature),
@@ -100,7 +101,7 @@ def test_each_row_has_its_own_temperature_and_top_p() -> None:
         torch.tensor([0.2, 0.7, 1.0, 1.0, 2.0, 5.0]),
         torch.tensor([1.0, 0.5, 1.0, 0.9, 0.3, 1.0]),
     )
-    uniform_NV = torch.stack([sampling.race_noise(generator, 50) for _ in range(6)])
+    uniform_NV = torch.rand(6, 50, generator=generator)
     together = sampling.draw(logits_NV, temperature_N, top_p_N, uniform_NV).tolist()
     alone = [
         sampling.draw(
@@ -175,8 +176,8 @@ def test_draws_narrowed_by_top_k_top_p_and_min_p_follow_the_exact_distribution(
     top_k: int, top_p: float, min_p: float
 ) -> None:
     num_draws, logits = 20_000, [2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5]
-    generator = torch.Generator().manual_seed(2)
-    uniform_NV = torch.stack([sampling.race_noise(generator, len(logits)) for _ in range(num_draws)])
+    noise = Noise(2)
+    uniform_NV = torch.stack([noise.uniform(len(logits)) for _ in range(num_draws)])
     tokens_N = sampling.draw(
         torch.tensor([logits]).expand(num_draws, -1).clone(),
         torch.full((num_draws,), 1.2),
@@ -201,7 +202,7 @@ def test_penalties_count_each_token_of_the_answer() -> None:
 def test_min_p_of_one_keeps_the_best_token_alone() -> None:
     generator = torch.Generator().manual_seed(3)
     logits_NV = torch.randn(500, 40, generator=generator)
-    uniform_NV = torch.stack([sampling.race_noise(generator, 40) for _ in range(500)])
+    uniform_NV = torch.rand(500, 40, generator=generator)
     ones_N = torch.ones(500)
     drawn_N = sampling.draw(logits_NV, 3 * ones_N, ones_N, uniform_NV, None, ones_N)
     assert torch.equal(drawn_N, logits_NV.argmax(-1))
