@@ -44,7 +44,7 @@ def draw(
     return race(narrowed(logits_NV, temperature_N, top_p_N, top_k_N, min_p_N), uniform_NV)
 
 
-class Settings(NamedTuple):
+class DrawSettings(NamedTuple):
     """How one row's token is drawn; top_k 0 is off."""
 
     temperature: float
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
 
 
 def drawn(
-    logits_NV: Tensor, settings: Sequence[Settings], noises: Sequence[Noise], keep: Sequence[bool]
+    logits_NV: Tensor, settings: Sequence[DrawSettings], noises: Sequence[Noise], keep: Sequence[bool]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Draw one token per row, as `draw` does: tokens_N; and by row, where `keep` says so and narrowing excluded tokens, those that were
     left, ascending."""

@@ -628,7 +628,7 @@ def _drawn(sequences: list[SequenceState], logits_NV: Tensor, noises: dict[int, 
     asked = [sequences[i].request.decoding for i in noises]
     tokens_N, kept = sampling.drawn(
         logits_NV if len(noises) == len(logits_NV) else logits_NV[list(noises)],
-        [sampling.Settings(d.temperature, d.top_p, d.min_p, d.top_k or 0) for d in asked],
+        [sampling.DrawSettings(d.temperature, d.top_p, d.min_p, d.top_k or 0) for d in asked],
         list(noises.values()),
         [sequences[i].recorded and is_truncated(sequences[i].request.decoding) for i in noises],
     )

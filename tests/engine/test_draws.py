@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from demeanor.engine import sampling
-from demeanor.engine.sampling import Settings
+from demeanor.engine.sampling import DrawSettings
 from demeanor.model import draws
 from demeanor.model.draws import Noise
 from demeanor.model.native import build
@@ -18,14 +18,14 @@ from demeanor.model.native import build
 pytestmark = pytest.mark.skipif(build() is None, reason="needs a C++ compiler")
 
 SETTINGS = [
-    Settings(temperature, top_p, min_p, top_k)
+    DrawSettings(temperature, top_p, min_p, top_k)
     for temperature, top_p, min_p, top_k in itertools.product(
         (0.3, 1.0, 1.7), (1.0, 0.999, 0.9, 0.5, 1e-9), (0.0, 0.05), (0, 1, 7, 10_000)
     )
 ]
 
 
-def slow_draw(logits: list[float], s: Settings, uniform: list[float]) -> tuple[list[int], list[float]]:
+def slow_draw(logits: list[float], s: DrawSettings, uniform: list[float]) -> tuple[list[int], list[float]]:
     """The twin: the tokens that narrowing leaves, and how fast each runs (the greatest wins), in double precision."""
     vocab, top = len(logits), max(logits)
     weights = [math.exp((x - top) / s.temperature) for x in logits]
@@ -79,7 +79,9 @@ def test_every_narrowing_is_that_of_the_slow_draw(vocab: int, spread: float, tie
 def test_a_whole_vocabulary_is_drawn_as_torch_draws_it() -> None:
     generator = torch.Generator().manual_seed(5)
     logits_NV = 3 * torch.randn(24, 49_152, generator=generator)
-    settings = [Settings(*x) for x in itertools.product((0.7, 1.0), (1.0, 0.9, 0.5), (0.0, 0.02), (0, 50))]
+    settings = [
+        DrawSettings(*x) for x in itertools.product((0.7, 1.0), (1.0, 0.9, 0.5), (0.0, 0.02), (0, 50))
+    ]
     noises = [Noise(i) for i in range(24)]
     tokens_N, _ = sampling.drawn(logits_NV, settings, noises, [False] * 24)
     temperature_N, top_p_N, min_p_N, top_k_N = torch.tensor(settings).unbind(1)
@@ -123,9 +125,10 @@ def test_without_a_compiler_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(1.0, 1.0, 0.0, 0), Settings(0.7, 0.9, 0.0, 0), Settings(1.3, 0.95, 0.1, 6)]
+    "settings",
+    [DrawSettings(1.0, 1.0, 0.0, 0), DrawSettings(0.7, 0.9, 0.0, 0), DrawSettings(1.3, 0.95, 0.1, 6)],
 )
-def test_many_draws_follow_the_exact_distribution(settings: Settings) -> None:
+def test_many_draws_follow_the_exact_distribution(settings: DrawSettings) -> None:
     logits, noise, num_draws = [2.0, 1.0, 0.5, 0.0, -1.0, -2.0, -3.0, 1.5], Noise(4), 8_000
     logits_NV = torch.tensor([logits])
     tokens = [int(sampling.drawn(logits_NV, [settings], [noise], [False])[0]) for _ in range(num_draws)]

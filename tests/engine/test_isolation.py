@@ -116,7 +116,7 @@ def in_the_cache(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 def in_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     inner = sampling.drawn
 
-    def drawn(logits_NV: torch.Tensor, settings: list[sampling.Settings], *rest: Any) -> Any:
+    def drawn(logits_NV: torch.Tensor, settings: list[sampling.DrawSettings], *rest: Any) -> Any:
         if any(x.temperature == TEMPERATURE for x in settings):
             raise ValueError("draw")
         return inner(logits_NV, settings, *rest)
