@@ -76,6 +76,16 @@ def test_every_narrowing_is_that_of_the_slow_draw(vocab: int, spread: float, tie
     assert sure > len(SETTINGS) - 3
 
 
+def test_of_equal_tokens_the_first_are_kept_and_no_more_than_reach_top_p_exactly() -> None:
+    settings = [
+        DrawSettings(1.0, 0.5, 0.0, 0),
+        DrawSettings(1.0, 1.0, 0.0, 3),
+        DrawSettings(1.0, 0.5, 0.0, 4),
+    ]
+    _, kept = sampling.drawn(torch.zeros(3, 8), settings, [Noise(i) for i in range(3)], [True] * 3)
+    assert [x.tolist() for x in kept.values()] == [[0, 1, 2, 3], [0, 1, 2], [0, 1]]
+
+
 def test_a_whole_vocabulary_is_drawn_as_torch_draws_it() -> None:
     generator = torch.Generator().manual_seed(5)
     logits_NV = 3 * torch.randn(24, 49_152, generator=generator)
