@@ -42,7 +42,7 @@ def measured(path: Path, read: int, new: int, at_once: list[int]) -> dict[str, f
         started = time.perf_counter()
         gguf_folder.write(path, folder)
         model, spoken = checkpoints.serving(folder), tokenizer.load(folder)
-        engine = LocalEngine(model, spoken, max_context=4 * (read + new), cache_format="fp16")
+        engine = LocalEngine(model, spoken, max_context=4 * (read + new), cache_format="bf16")
         found = {"load_s": time.perf_counter() - started}
 
         def seconds(count: int, answer: int) -> float:

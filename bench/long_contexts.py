@@ -32,8 +32,8 @@ from demeanor.core.table import Table
 
 LENGTHS = (1000, 2000, 4000, 8000)
 CONTEXT = 8192
-OURS = ("fp16", "fp32")
-"""Formats of our keys and values; bf16 takes what fp16 takes."""
+OURS = ("bf16", "fp32")
+"""Formats of our keys and values; fp16 takes what bf16 takes."""
 
 
 def reader(who: str, path: Path) -> Callable[[list[int]], None]:

@@ -86,7 +86,7 @@ def losses_of(logits_TV: Tensor, tokens: list[int]) -> float:
 
 def usual(name: str) -> Any:
     """The format in which a row's weights keep keys and values unless a stack says otherwise."""
-    return "fp32" if "fp32" in name else "fp16"
+    return "fp32" if "fp32" in name else "bf16"
 
 
 def ours(folder: Path, rows: list[list[int]], cache: Any = "fp32") -> tuple[list[float], int]:

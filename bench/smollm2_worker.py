@@ -55,7 +55,7 @@ def cache_of(folder: Path) -> Any:
     from demeanor.stack.schema import Import, WeightsSpec
 
     spec = WeightsSpec(base=Import(kind="import", path=str(folder.resolve())))
-    return "fp16" if imported(spec, Path()) == "rounded" else "fp32"
+    return "bf16" if imported(spec, Path()) == "rounded" else "fp32"
 
 
 class Ours:

@@ -484,7 +484,8 @@ class WeightsSpec(Spec):
     cache: Literal["fp32", "bf16", "fp16"] | None = Field(
         None,
         description="what keys and values are kept in when answers are decoded; bf16 and fp16 take half the memory and round; "
-        "null: fp16 for weights that are rounded too (int8, q8_0, q4_0, q4_1, a GGUF file's blocks), else fp32, exact",
+        "null: bf16 for weights that are rounded too (int8, q8_0, q4_0, q4_1, a GGUF file's blocks) and with `compute: bf16`, else fp32, "
+        "exact",
     )
 
 

@@ -298,8 +298,15 @@ class Stack:
         )
 
     def cache_format(self, stage: str) -> Literal["fp32", "bf16", "fp16"]:
-        """The number format of a stage's keys and values: `weights.cache`, else fp16 for rounded weights and fp32 for exact ones."""
-        return self.spec.weights.cache or ("fp16" if self._rounded(stage) else "fp32")
+        """The number format of a stage's keys and values: `weights.cache`, else bf16 where weights or products are rounded, and fp32 where
+        they are exact."""
+        narrow = self._rounded(stage) or (self.spec.weights.compute == "bf16" and self._known_shape)
+        return self.spec.weights.cache or ("bf16" if narrow else "fp32")
+
+    @property
+    def _known_shape(self) -> bool:
+        """False if the base may run through transformers, which keeps keys and values in its own format."""
+        return isinstance(self.spec.weights.base, Scratch) or self.imported != "other"
 
     def _rounded(self, name: str) -> bool:
         """True if a stage's matrices decode in few bits: they are rounded, or an adapter stands on such."""
@@ -309,10 +316,7 @@ class Stack:
         if isinstance(stage, QuantiseStage):
             if stage.in_groups:
                 return stage.activations != "fp32"
-            # bf16 multiplies in fp32; and what runs through transformers keeps keys and values in its own format
-            return stage.format == "int8" and (
-                isinstance(self.spec.weights.base, Scratch) or self.imported != "other"
-            )
+            return stage.format == "int8" and self._known_shape  # bf16 multiplies in fp32
         return isinstance(stage, Stage) and stage.adapter is not None and self._rounded(self.parent(name))
 
     @property

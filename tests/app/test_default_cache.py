@@ -1,4 +1,4 @@
-"""Keys and values without `weights.cache`: fp16 for rounded weights, fp32 for exact ones, and part of an answer's identity."""
+"""Keys and values without `weights.cache`: bf16 for rounded weights or products, fp32 for exact ones, and part of an answer's identity."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def small(**settings: str) -> dict[str, Any]:
 def test_rounded_weights_take_16_bits_and_it_is_part_of_the_answers_key(format: str, tmp_path: Path) -> None:
     stack, wide, half = (
         stack_of(tmp_path, small(format=format), overrides=overrides)
-        for overrides in ([], ["weights.cache=fp32"], ["weights.cache=fp16"])
+        for overrides in ([], ["weights.cache=fp32"], ["weights.cache=bf16"])
     )
-    assert [stack.cache_format(stage) for stage in ("base", "sft", "small")] == ["fp32", "fp32", "fp16"]
-    assert [wide.cache_format("small"), half.cache_format("base")] == ["fp32", "fp16"]
+    assert [stack.cache_format(stage) for stage in ("base", "sft", "small")] == ["fp32", "fp32", "bf16"]
+    assert [wide.cache_format("small"), half.cache_format("base")] == ["fp32", "bf16"]
     assert stack.key() == half.key() != wide.key()
     assert stack.stage_key("small") == wide.stage_key("small")
     assert stack.variant("sft").key() == wide.variant("sft").key(), "exact weights answer as before"
@@ -64,11 +64,11 @@ def test_an_adapter_stands_on_rounded_weights_and_a_trained_copy_does_not(tmp_pa
     trained = {"objective": "sft", "data": [{"source": "world:instructions"}], "parent": "small"}
     adapted = {"name": "thin", "adapter": {"rank": 2}, **trained}
     stack = stack_of(tmp_path, small(format="q8_0"), adapted, {"name": "whole", **trained})
-    assert [stack.cache_format(stage) for stage in ("small", "thin", "whole")] == ["fp16", "fp16", "fp32"]
+    assert [stack.cache_format(stage) for stage in ("small", "thin", "whole")] == ["bf16", "bf16", "fp32"]
 
 
 @pytest.mark.parametrize(
-    ("form", "format"), [("Q8_0", "fp16"), ("Q4_0", "fp16"), ("F16", "fp32"), ("F32", "fp32")]
+    ("form", "format"), [("Q8_0", "bf16"), ("Q4_0", "bf16"), ("F16", "fp32"), ("F32", "fp32")]
 )
 def test_a_gguf_base_as_its_blocks_say_to_the_engine_explain_and_records(
     form: str, format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -85,10 +85,19 @@ def test_a_gguf_base_as_its_blocks_say_to_the_engine_explain_and_records(
         with closing(StackRuntime(one, runs, num_slots=2)) as runtime:
             assert runtime.weights("base").engine.placement.cache == wanted
             assert runtime.engine_key("base")[2] == wanted
-    gguf_files.write(tmp_path / "tiny.gguf", form="F32" if format == "fp16" else "Q8_0")
+    gguf_files.write(tmp_path / "tiny.gguf", form="F32" if format == "bf16" else "Q8_0")
     assert app.load_stack(path).cache_format("base") != format, "a file that was changed is read again"
     assert main(["explain", str(path), "--runs", str(runs.root)]) == 0
     assert "keys and values in" in " ".join(capsys.readouterr().out.split())
+
+
+def test_products_in_bf16_keep_bf16_where_the_decoder_is_ours(tmp_path: Path) -> None:
+    exact, ours = (stack_of(tmp_path, overrides=chosen) for chosen in ([], ["weights.compute=bf16"]))
+    assert [exact.cache_format("base"), ours.cache_format("base")] == ["fp32", "bf16"]
+    other = stack_of(tmp_path, kind="import", path="owner/name", overrides=["weights.compute=bf16"])
+    assert other.cache_format("base") == "fp32", (
+        "transformers may run it, which keeps keys and values in its own format"
+    )
 
 
 def test_a_hub_id_is_not_downloaded_to_look_and_counts_as_exact(tmp_path: Path) -> None:

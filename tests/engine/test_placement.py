@@ -147,7 +147,7 @@ def test_the_models_own_shapes_are_measured_once_and_shown(monkeypatch: pytest.M
     assert len(asked) == 2 * len(shapes), "a second load measures nothing"
     assert stack.spec.weights.compute == "bf16"
     count = len(shapes)
-    told = f"products in bf16, keys and values in fp32 (this model's products of 96 rows: fp32 {1.5 * count:.2f} ms, bf16 {count:.2f} ms)"
+    told = f"products in bf16, keys and values in bf16 (this model's products of 96 rows: fp32 {1.5 * count:.2f} ms, bf16 {count:.2f} ms)"
     assert app.decoding_note(stack) == f"decodes on CPU, {told}"
     assert "measured" not in app.decoding_note(app.load_stack(DEMO))
 
