@@ -124,7 +124,7 @@ def test_a_short_prompt_does_not_wait_for_long_ones_and_the_oldest_goes_on() -> 
         batch.add(one)
     assert [one for one, _ in batch.step()] == [short]
     assert [(tokens[0], len(tokens)) for _, _, tokens in model.calls] == [(3, 100), (1, 156)]
-    stream = [sequence((4 + i,) * 800) for i in range(8)]  # shorter ones, each more than a step reads
+    stream = [sequence((4 + i,) * 800) for i in range(5)]  # shorter ones, each more than a step reads
     for one in stream:
         batch.add(one)
         before = old.num_read
