@@ -72,15 +72,15 @@ def _asked(work: Work, who: str, dtype: str, device: str) -> list[str]:
     return [work.name, who, dtype, device, *([] if work.model is None else [str(work.model)])]
 
 
-def loss_gap(work: Work, device: str, threads: int) -> float:
-    """Largest difference of the first losses in fp32, with the same rows, weights and optimizer."""
-    losses = []
+def first_losses(work: Work, device: str, threads: int) -> list[list[float]]:
+    """The first losses in fp32, ours and tuned TRL's, with the same rows, weights and optimizer."""
+    losses: list[list[float]] = []
     for who in (OURS, TUNED):
         contender = Contender(_asked(work, who, "fp32", device), who, threads)
         losses.append(contender.go()["losses"])
         contender.close()
     assert len(losses[0]) == len(losses[1]) == small(work).steps, losses
-    return max(abs(a - b) for a, b in zip(*losses))
+    return losses
 
 
 def race(
@@ -187,7 +187,8 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.device == "cpu" and not (work.model and work.lora):  # adapters begin with other random numbers
         try:
-            line["loss_gap_fp32"] = loss_gap(work, options.device, options.threads)
+            losses = line["losses_fp32"] = first_losses(work, options.device, options.threads)
+            line["loss_gap_fp32"] = max(abs(a - b) for a, b in zip(*losses))
         except SystemExit as error:  # the times above stay
             line["loss_gap_error"] = str(error)
             print(error, file=sys.stderr)

@@ -87,10 +87,10 @@ def real_parts(at: Places) -> list[Plan]:
         Plan(scorecard.SPEED_WIDE, "bench.smollm2_speed", [*wide, "--rounds", "3", "--scenarios", *less], 680, None, 0, [*wide, "--rounds", "10", "--every"], 5400),
         Plan("SmolLM2 alone", "bench.smollm2_alone", [rounded, str(at.model), "--calls", "3", "--answers", "40"], 180, [rounded, "--processes", "1", "--calls", "1"], 60, [rounded, str(at.model), "--answers", "40"], 900),
         Plan("long contexts", "bench.long_contexts", long, 90, [rounded, "--longest", "2000"], 60, long, 600),
-        Plan("training, real weights", "bench", [*model, *real], 850, [*model, *one, *real, "--only", "sft, oasst, adapters"], 90, [*model, "--rounds", "5"], 7200),
+        Plan("training, real weights", "bench", [*model, *real], 930, [*model, *one, *real, "--only", "sft, oasst, adapters"], 90, [*model, "--rounds", "5"], 7200),
         Plan("SmolLM2 serving", "bench.smollm2_serving", [*files, *server, *cells, "--only", *asked], 1200, [*files, *one, "--callers", "1", "--only", asked[0], "--seconds", "10"], 60, [*files, *server, "--seconds", "120"], 10800),
         Plan("perplexity", "bench.smollm2_perplexity", [*both, "--formats", "q8_0", "q4_0", "int8"], 150, [*both, "--formats", "q8_0", "--chunks", "4"], 40, both, 900),
-        Plan("GGUF answers", "bench.gguf_answers", [f["Q8_0"], f["F16"], f["Q4_0"], f["F32"], "--prompts", "24"], 170, [f["Q8_0"], "--prompts", "2"], 40, list(f.values()), 900),
+        Plan("GGUF answers", "bench.gguf_answers", [f["Q8_0"], f["F16"], f["Q4_0"], f["F32"], "--prompts", "24"], 150, [f["Q8_0"], "--prompts", "2"], 40, list(f.values()), 900),
         Plan("contention", "bench.contention", [rounded], 25, [rounded, "--busy", "1"], 30, [rounded], 120),
         Plan("cache formats", "bench.cache_formats", [rounded], 50, [rounded, "--seconds", "5", "--texts", "1"], 40, [rounded], 300),
     ]  # fmt: skip
@@ -101,9 +101,9 @@ def toy_parts() -> list[Plan]:
     """The parts of small random models and of code without a model."""
     one = ["--rounds", "1"]
     return [
-        Plan("decoding", "bench.decoding", ["--threads", "2"], 220, [*one, "--threads", "2", "--only", "demeanor fp32"], 40, [], 1800),
+        Plan("decoding", "bench.decoding", ["--threads", "2", "--rounds", "2"], 190, [*one, "--threads", "2", "--only", "demeanor fp32"], 40, [], 1800),
         Plan("training", "bench", ["--only", "hh-rlhf", "--no-defaults"], 180, [*one, "--only", "reward, K=4", "--no-defaults"], 80, [], 3600),
-        Plan("online", "bench.online", ["--only", "grpo", "--tuned"], 190, None, 0, [], 1800),
+        Plan("online", "bench.online", ["--only", "grpo", "--tuned", "--rounds", "2"], 160, None, 0, [], 1800),
         Plan("index", "bench.index_speed", [], 40, [], 60, [], 300),
         Plan("serving", "bench.serving", None, 0, ["--part", "1", "--count", "50"], 40, [], 1800),
     ]  # fmt: skip

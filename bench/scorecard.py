@@ -240,7 +240,19 @@ def training(found: Found, why: str) -> Iterator[Line]:
         if gap is None:
             yield absent(what, wanted, row.get("loss_gap_error") or why)
         else:
-            yield Line(what, wanted, f"{gap:.0e}", verdict((gap,), LOSSES, most=True), "", (gap,))
+            yield Line(
+                what,
+                wanted,
+                f"{gap:.0e}",
+                verdict((gap,), LOSSES, most=True),
+                _pairs(row["losses_fp32"]),
+                (gap,),
+            )
+
+
+def _pairs(losses: list[list[float]]) -> str:
+    """Losses of both sides, step by step."""
+    return "steps " + "; ".join(f"{a:.6f}, {b:.6f}" for a, b in zip(*losses, strict=True))
 
 
 def _by_round(rows: list[dict[str, Any]], who: str, callers: int) -> dict[int, dict[str, Any]]:

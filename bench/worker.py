@@ -31,7 +31,8 @@ import torch
 
 from bench.work import EOS, Row, Work, desirable, grouped, mismatched, model_config, small, works
 
-LR = 1e-4
+LR, LR_SMALL = 1e-4, 1e-5
+"""Learning rates: of what is timed, and of all real weights where first losses are compared in fp32."""
 
 
 class Pass(NamedTuple):
@@ -55,7 +56,8 @@ def main() -> None:
         rows = grouped(rows, work.batch)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint(work, Path(folder), device)
-        run = (ours if who == "demeanor" else trl)(work, rows, Path(folder), dtype == "bf16", who, device)
+        lr = LR_SMALL if dtype == "fp32" and work.model is not None else LR
+        run = (ours if who == "demeanor" else trl)(work, rows, Path(folder), dtype == "bf16", who, device, lr)
         reply({"ready": True})
         for line in sys.stdin:
             if line.strip() != "go":
@@ -110,7 +112,7 @@ def checkpoint(work: Work, folder: Path, device: str) -> None:
 
 
 def ours(
-    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
+    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str, lr: float
 ) -> Callable[[], Pass]:
     """The loop of `demeanor train` itself, its metrics log read for loss and time."""
     import shutil
@@ -164,7 +166,7 @@ def ours(
         )
     objective = registry.entry("demeanor.objectives", work.kind)
     loss = partial(objective.loss, objective.Spec())
-    optim = Optim(lr=LR, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
+    optim = Optim(lr=lr, betas=(0.9, 0.999), schedule="constant", warmup=0.0)
     steps = [[list(range(i, i + work.batch))] for i in range(0, len(trees), work.batch)]
 
     def run() -> Pass:
@@ -195,7 +197,7 @@ def ours(
 
 
 def trl(
-    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str
+    work: Work, rows: Sequence[Row], folder: Path, bf16: bool, who: str, device: str, lr: float
 ) -> Callable[[], Pass]:
     """TRL's own trainers and `train()`; `tuned`: no checkpointing, grouped lengths, precomputed reference."""
     os.environ.update(HF_HUB_OFFLINE="1", CI="1", TRL_EXPERIMENTAL_SILENCE="1", WANDB_DISABLED="true")
@@ -254,7 +256,7 @@ def trl(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=batch,
         max_steps=work.steps,
-        learning_rate=LR,
+        learning_rate=lr,
         lr_scheduler_type="constant",
         train_sampling_strategy="sequential",
         save_strategy="no",
