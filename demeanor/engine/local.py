@@ -384,7 +384,8 @@ class LocalEngine:
     def _rebuild(self, error: BaseException) -> None:
         """End the running requests with an error, and start again with an empty cache and those that wait."""
         failed, waiting = self._batch.running, self._batch.waiting
-        self._batch = Batch(self._forward, self.num_slots)
+        with _TURN:  # `hidden` may read a text in the pages that are given back now
+            self._batch = Batch(self._forward, self.num_slots)
         for sequence in waiting:
             self._batch.add(sequence)
         self._fail(failed, lambda: _broken(error))

@@ -14,6 +14,9 @@ import yaml
 from demeanor import app
 from demeanor.app import StackRuntime
 from demeanor.cli import main
+from demeanor.core.types import Decoding
+from demeanor.engine.cache_budget import PROCESS, CacheBudget
+from demeanor.engine.scheduler import Request
 from demeanor.model import checkpoints, native
 from demeanor.model.llama import KVCache, kept
 from demeanor.model.pages import PagedCache
@@ -98,6 +101,28 @@ def test_products_in_bf16_keep_bf16_where_the_decoder_is_ours(tmp_path: Path) ->
     assert other.cache_format("base") == "fp32", (
         "transformers may run it, which keeps keys and values in its own format"
     )
+
+
+def test_stacks_of_one_process_share_a_bound_though_their_formats_differ(tmp_path: Path) -> None:
+    if native.build() is None:
+        pytest.skip("no C++ compiler here")
+    gguf_files.write(tmp_path / "tiny.gguf", form="Q8_0")
+    (tmp_path / "stack.yaml").write_text(yaml.safe_dump({"name": "gg", "weights": {"base": "tiny.gguf"}}))
+    stacks = [app.load_stack(tmp_path / "stack.yaml", more) for more in ([], ["weights.cache=fp32"])]
+    runs, budget = Runs(tmp_path / "runs"), CacheBudget(100_000)
+    request = Request((1, 2, 3), Decoding(temperature=0, max_tokens=4))
+    with (
+        closing(StackRuntime(stacks[0], runs, caches=budget)) as half,
+        closing(StackRuntime(stacks[1], runs, caches=budget)) as wide,
+    ):
+        held = []
+        for runtime in (half, wide):
+            runtime.weights("base").engine.generate([request])
+            held.append(budget.limit_bytes - budget.free_bytes)
+        assert held[1] - held[0] > 1.9 * held[0] > 0, "a page of fp32 has twice the bytes"
+    assert budget.free_bytes == budget.limit_bytes
+    with closing(StackRuntime(stacks[0], runs)) as plain:
+        assert plain.caches is PROCESS
 
 
 def test_a_hub_id_is_not_downloaded_to_look_and_counts_as_exact(tmp_path: Path) -> None:

@@ -88,6 +88,17 @@ def test_an_engine_gets_what_an_idle_one_kept_and_the_least_recently_used_goes_f
     assert budget.free_bytes == 0
 
 
+def test_of_two_idle_engines_the_one_used_longer_ago_gives_way() -> None:
+    _, a, b = pair(6)
+    c = PagePrefixes(Memory(7), SLOTS, b._budget)  # type: ignore[arg-type]
+    for one, fill in ((a, 1), (b, 2), (a, 3)):
+        one.release(running(one, 2, fill), keep=True)
+    running(c, 2, 4)
+    assert (a.usage().kept, b.usage().kept) == (2, 2), "the first text of a"
+    running(c, 1, 5)
+    assert (a.usage().kept, b.usage().kept) == (2, 1), "the end of b's"
+
+
 def test_who_waits_for_memory_is_not_overtaken_by_another_engine() -> None:
     _, a, b = pair(6)
     slots = [running(a, 2, fill) for fill in (1, 2, 3)]
