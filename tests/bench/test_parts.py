@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import json
 import math
@@ -163,6 +164,37 @@ def test_parts_can_be_chosen_and_bring_what_they_need(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         everything.chosen_parts(parser, parser.parse_args(["--only", "nothing"]), AT)
     assert "no such part; known: " in capsys.readouterr().err
+
+
+def test_a_run_ends_with_the_scorecard_of_what_its_parts_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(everything, "OUT", tmp_path / "bench.json")
+    answers = {"answers": {"demeanor, fp32 sums": {"prompts": 2, "equal": 2, "gaps_at_difference": []}}}
+    file = tmp_path / scorecard.FILES[scorecard.SPEED_WIDE]
+    write = f"import pathlib; pathlib.Path({str(file)!r}).write_text({json.dumps(answers)!r})"
+    given = argparse.Namespace(quick=False, thorough=False, device="cpu")
+    chosen = [
+        Part(scorecard.SPEED_WIDE, python(write), 60, share_s=30),
+        Part("perplexity", python("raise SystemExit(3)"), 60, share_s=30),
+    ]
+    assert everything.run(chosen, given, {"TRL": None}) == 1
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert {name: x["outcome"] for name, x in found["parts"].items()} == {
+        scorecard.SPEED_WIDE: "done",
+        "perplexity": "failed with exit code 3",
+    }
+    lines = {line["what"]: line for line in found["scorecard"]}
+    assert lines["greedy answers equal to transformers in fp32"]["verdict"] == scorecard.MET
+    assert (
+        lines["perplexity, q8_0 / llama.cpp's file of its size"]["why"]
+        == "perplexity: failed with exit code 3"
+    )
+    assert {"minutes", "machine", "git", "peers", "load_at_start"} <= set(found)
+    said = capsys.readouterr().out
+    assert "peer TRL: absent; it is left out" in said
+    assert "not measured: " in said
+    assert "(planned 0.5 min, at most 1.0)" in said
 
 
 def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
