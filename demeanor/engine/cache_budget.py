@@ -17,7 +17,9 @@ from demeanor.core import hardware
 from demeanor.core.errors import EngineError
 
 SHARE = 8
-"""Without a setting all caches together take up to one part in so many of the machine's memory: a laptop has other programs open."""
+"""Without a setting all caches together take up to one part in so many of the machine's memory, beside weights: a laptop has other programs open."""
+LEAST_SHARE = 16
+"""What all caches may share is what the largest weights leave, and at least one part in so many of the machine's memory."""
 CONTEXT_SHARE = 2
 """A whole context may take more than that, but no more than one part in so many."""
 
@@ -44,7 +46,7 @@ class CacheBudget:
     """Bytes for the keys and values of several engines; None: what suits the machine."""
 
     def __init__(self, limit_bytes: int | None = None) -> None:
-        self._given, self._least = limit_bytes, 0
+        self._given, self._least, self._weights = limit_bytes, 0, 0
         self._holders: WeakSet[PageHolder] = WeakSet()
         self._waiting: WeakKeyDictionary[PageHolder, tuple[int, int]] = WeakKeyDictionary()  # turn, bytes
         self._turns, self._uses = itertools.count(), itertools.count(1)
@@ -56,7 +58,10 @@ class CacheBudget:
         if self._given is not None:
             return self._given
         memory = hardware.memory_bytes()
-        return math.inf if memory is None else max(memory // SHARE, min(self._least, memory // CONTEXT_SHARE))
+        if memory is None:
+            return math.inf
+        left = max(memory - self._weights, memory // LEAST_SHARE)
+        return max(left // SHARE, min(self._least, left // CONTEXT_SHARE))
 
     @property
     def free_bytes(self) -> float:
@@ -64,11 +69,12 @@ class CacheBudget:
         with self.lock:
             return self.limit_bytes - self._bytes_held()
 
-    def num_pages(self, page_bytes: int, context: int, most: int) -> int:
+    def num_pages(self, page_bytes: int, context: int, most: int, weights_bytes: int = 0) -> int:
         """Return how many pages an engine's table may name: `most`, or what the whole bound holds; `context` are those of its longest
-        context. Raises EngineError if that is no token."""
+        context, `weights_bytes` what its weights take: beside large ones the bound is lower. Raises EngineError if that is no token."""
         with self.lock:
             self._least = max(self._least, (context + 1) * page_bytes)
+            self._weights = max(self._weights, weights_bytes)  # engines of one base share theirs
         if self.limit_bytes < 2 * page_bytes:
             raise EngineError(
                 f"a cache of {self.limit_bytes / 2**30:.4g} GiB holds no token of this model; wanted at least "

@@ -96,9 +96,8 @@ def forward_of(
     if native.fits(model) and native.build() is not None:
         budget, blocks = budget or PROCESS, -(-max_tokens // PAGE)
         size = page_bytes(model.config, cache_format)
-        if isinstance(model, torch.nn.Module):
-            require_room(model, compute, 2 * size)
-        pages = budget.num_pages(size, blocks, num_slots * blocks + 1)
+        weights = require_room(model, compute, 2 * size) if isinstance(model, torch.nn.Module) else 0
+        pages = budget.num_pages(size, blocks, num_slots * blocks + 1, weights)
         cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
         return Compiled(model, cache, budget, compute)
     if isinstance(model, torch.nn.Module):

@@ -17,6 +17,7 @@ from torch import Tensor
 from demeanor.model.draws import Noise, draw_tokens
 
 _HEAD = 64  # tokens tried before the vocabulary is sorted (a sort of 32 x 2048 costs 3 ms, this 0.4 ms)
+_MORE = 32  # times as many are tried before a large vocabulary is sorted (32 x 128,256: sorted 320 ms, 2,048 tried 49 ms)
 _TINY = 1e-30
 
 
@@ -117,16 +118,21 @@ def penalise(logits_V: Tensor, counts: Mapping[int, int], presence: float, frequ
         logits_V[ids] -= presence + frequency * times
 
 
-def nucleus(probs_NV: Tensor, top_p_N: Tensor) -> Tensor:
-    """Mark each row's smallest set of most likely tokens whose mass reaches top_p: kept_NV (bool)."""
-    top_NK, ids_NK = probs_NV.topk(min(_HEAD, probs_NV.shape[-1]))
+def nucleus(probs_NV: Tensor, top_p_N: Tensor, head: int = _HEAD) -> Tensor:
+    """Mark each row's smallest set of most likely tokens whose mass reaches top_p: kept_NV (bool).
+
+    The `head` most likely ones are tried, then more, and at last the whole vocabulary is sorted.
+    """
+    top_NK, ids_NK = probs_NV.topk(min(head, probs_NV.shape[-1]))
     more_N = top_NK.double().sum(-1) < top_p_N
     if bool(more_N.any()) and not bool(more_N.all()):  # each row alone decides how it is sorted
         kept_NV = torch.empty_like(probs_NV, dtype=torch.bool)
         for rows in (more_N, ~more_N):
-            kept_NV[rows] = nucleus(probs_NV[rows], top_p_N[rows])
+            kept_NV[rows] = nucleus(probs_NV[rows], top_p_N[rows], head)
         return kept_NV
     if bool(more_N.any()):
+        if head * _MORE * 4 < probs_NV.shape[-1]:
+            return nucleus(probs_NV, top_p_N, head * _MORE)
         top_NK, ids_NK = probs_NV.sort(descending=True, stable=True)
     mass_NK = top_NK.double().cumsum(-1)
     # The first is kept whatever top_p is: fp32 holds 1e-300 as 0.

@@ -74,10 +74,11 @@ def _item_bytes(matrix: Tensor | Grouped | Deferred, compute: Compute) -> int:
     return min(size, 2) if compute == "bf16" else size
 
 
-def require_room(model: Llama, compute: Compute, least_cache: int) -> None:
-    """Raise CheckpointError if the machine's memory cannot hold the weights and a cache of `least_cache` bytes; warn if what is free
+def require_room(model: Llama, compute: Compute, least_cache: int) -> int:
+    """Return the bytes of the weights; raise CheckpointError if the machine's memory cannot hold the weights and a cache of `least_cache` bytes; warn if what is free
     now cannot."""
-    needed, there = packed_bytes(model, compute) + least_cache, hardware.memory_bytes()
+    weights, there = packed_bytes(model, compute), hardware.memory_bytes()
+    needed = weights + least_cache
     if there is not None and needed > there:
         raise CheckpointError(
             f"the weights need {needed / 2**30:.1f} GiB as they are served; this machine has {there / 2**30:.1f} GiB. "
@@ -91,6 +92,7 @@ def require_room(model: Llama, compute: Compute, least_cache: int) -> None:
             needed / 2**30,
             free / 2**30,
         )
+    return weights
 
 
 def smaller(model: Llama, there: int) -> str:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
 from demeanor.model.adapters import adapters, replace_module
-from demeanor.model.deferred import Deferred
+from demeanor.model.deferred import Deferred, numbers
 from demeanor.model.grouped import Activations, Grouped, GroupFormat, group_rounded
 from demeanor.model.grouped_modules import keep_grouped, matrices
 from demeanor.model.llama import Llama
@@ -72,7 +72,7 @@ def write(source: Path, out: Path, kind: Format) -> None:
         lean = checkpoints.load(source, deferred=True)
         for name, matrix in _matrices(lean):
             if isinstance(lean.get_submodule(name), nn.Linear) or lean.config.tie_word_embeddings:
-                keep_grouped(lean, f"{name}.weight", _later(matrix, partial(nearest, kind=kind)))
+                keep_grouped(lean, f"{name}.weight", _later(matrix, partial(_nearest, kind=kind)))
         checkpoints.save(lean, out, shard_bytes=checkpoints.SHARD_BYTES)
         return
     model = checkpoints.policy(source)
@@ -117,7 +117,11 @@ def _later(
     matrix: Deferred, rounded: Callable[[Tensor], Tensor | Grouped], format: GroupFormat | None = None
 ) -> Deferred:
     """A matrix that is rounded when it is written."""
-    return Deferred(matrix.shape, lambda: rounded(matrix.dequantised()), format=format)
+    return Deferred(matrix.shape, lambda: rounded(numbers(matrix)), format=format)
+
+
+def _nearest(weight_OI: Tensor, kind: Format) -> Tensor:
+    return nearest(weight_OI.float(), kind)
 
 
 def nearest(weight_OI: Tensor, kind: Format) -> Tensor:

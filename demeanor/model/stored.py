@@ -203,8 +203,9 @@ class StoredTensors:
         )
         if memory is not None and needed > memory:
             raise CheckpointError(
-                f"{self.folder}: needs {needed / 2**30:.1f} GiB{'' if small else ' in fp32'}; "
-                f"this machine has {memory / 2**30:.1f} GiB"
+                f"{self.folder}: needs {needed / 2**30:.1f} GiB{'' if small else ' in fp32, as training holds weights'}; "
+                f"this machine has {memory / 2**30:.1f} GiB. Serving, rounding (a stage of kind quantise), merging and export read a "
+                "Llama's matrices one at a time and need less; to train, take a smaller model or a machine with more memory"
             )
 
 

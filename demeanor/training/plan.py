@@ -116,7 +116,7 @@ def _memory(config: Config, stage: Stage, lengths: Sequence[float], *, head: boo
         )
         chosen = stage.recompute or (stage.recompute is None and memory.exceeds(whole))
         told = f"{size(again.total)} {name}, recomputing" if chosen else f"{size(whole.total)} {name}"
-        sizes.append(told)
+        sizes.append(told + (" (too much here)" if memory.exceeds(again if chosen else whole) else ""))
     return ", ".join(sizes)
 
 

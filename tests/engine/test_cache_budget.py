@@ -252,3 +252,16 @@ def test_an_engine_that_is_gone_counts_no_longer() -> None:
     del batch, sequence
     gc.collect()
     assert budget.free_bytes == budget.limit_bytes
+
+
+def test_large_weights_leave_less_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 billion weights of 16 bits on 24 GB: half of the machine's memory for a context of 128,000 tokens would be too much."""
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 24 * 10**9)
+    budget, page = CacheBudget(), 32 * 131_072
+    assert budget.num_pages(page, 4096, 10**6) == 12 * 10**9 // page
+    assert budget.num_pages(page, 4096, 10**6, 16 * 10**9) == 4 * 10**9 // page
+    assert budget.num_pages(page, 4096, 10**6, 2 * 10**9) == 4 * 10**9 // page, (
+        "of several weights the largest"
+    )
+    crowded = CacheBudget()
+    assert crowded.num_pages(page, 4096, 10**6, 23_900_000_000) == 24 * 10**9 // 16 // 2 // page

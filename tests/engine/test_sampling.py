@@ -213,3 +213,21 @@ def test_of_two_tokens_with_the_number_0_the_likelier_wins() -> None:
     logits_NV, uniform_NV = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 0.5]])
     ones_N = torch.ones(1)
     assert sampling.draw(logits_NV, ones_N, ones_N, uniform_NV).tolist() == [1]
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 12.0])
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort(spread: float) -> None:
+    """64 tokens are tried, then 2,048, then all are sorted; every row takes its own way."""
+    draws = torch.Generator().manual_seed(0)
+    probs_NV = (spread * torch.randn(8, 10_000, generator=draws)).softmax(-1)
+    top_p_N = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999])
+    sorted_NV, ids_NV = probs_NV.sort(descending=True, stable=True)
+    mass_NV = sorted_NV.double().cumsum(-1)
+    before_NV = torch.cat([torch.full((8, 1), -1.0), mass_NV[:, :-1]], -1)
+    wanted_NV = torch.zeros_like(probs_NV, dtype=torch.bool).scatter_(
+        -1, ids_NV, before_NV < top_p_N[:, None]
+    )
+    found_NV = sampling.nucleus(probs_NV, top_p_N)
+    assert int((found_NV != wanted_NV).sum()) == 0
+    alone_NV = torch.cat([sampling.nucleus(probs_NV[i : i + 1], top_p_N[i : i + 1]) for i in range(8)])
+    assert torch.equal(alone_NV, found_NV)

@@ -352,7 +352,10 @@ def test_weights_larger_than_memory_and_broken_headers_are_refused(
     folder = base(tmp_path / "a")
     with monkeypatch.context() as patched:
         patched.setattr(hardware, "memory_bytes", lambda: 1000)
-        with pytest.raises(CheckpointError, match=r"needs 0\.0 GiB in fp32; this machine has 0\.0 GiB"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"needs 0\.0 GiB in fp32, as training holds weights; this machine has 0\.0 GiB",
+        ):
             checkpoints.policy(folder)
     assert (hardware.memory_bytes() or 2**31) > 2**30
     whole = (folder / "model.safetensors").read_bytes()

@@ -12,7 +12,8 @@ import pytest
 from demeanor.core import hardware
 from demeanor.data.trees import Branch, Tree
 from demeanor.model import checkpoints
-from demeanor.stack.schema import ModelShape
+from demeanor.stack.schema import ModelShape, Stage
+from demeanor.training import plan
 from demeanor.training.memory import MicroBatch, estimate, largest, warning
 
 SHAPE = ModelShape(layers=6, width=384, heads=6, kv_heads=2, mlp_width=1024, context=1024)
@@ -125,3 +126,13 @@ def test_a_step_that_does_not_fit_is_said_with_what_makes_it_smaller(monkeypatch
     assert "max_tokens" in said
     monkeypatch.setattr(hardware, "memory_bytes", lambda: None)
     assert warning(found, rank=0, recompute=False) is None
+
+
+def test_explain_says_which_training_is_too_much_for_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage.model_validate(
+        {"name": "sft", "objective": {"kind": "sft"}, "data": [{"source": "x.jsonl"}]}
+    )
+    config = checkpoints.shape_config(SHAPE, VOCABULARY)
+    assert "too much" not in plan._memory(config, stage, [300.0], head=True)
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 400 << 20)
+    assert plan._memory(config, stage, [300.0], head=True).count("recomputing (too much here)") == 2
