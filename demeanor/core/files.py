@@ -195,6 +195,22 @@ def refuse_code(raw: dict[str, Any], path: Path) -> None:
         )
 
 
+def names_gguf(path: Path) -> bool:
+    """True if a base or import names one file of weights: a file of any name (Ollama's blobs have no ending), or
+    what ends in .gguf and is no folder."""
+    return path.is_file() or (path.suffix.lower() == ".gguf" and not path.is_dir())
+
+
+def left_behind(path: Path) -> str:
+    """Say what to do about a file that git left as a pointer to its content; empty for any other file."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(64).startswith(b"version https://git-lfs")
+    except OSError:
+        return ""
+    return "; it is only Git LFS's pointer to the content: run git lfs pull in its folder" if pointer else ""
+
+
 def read_text(path: Path) -> str:
     """Read a UTF-8 text file; raises SpecError that names it."""
     try:

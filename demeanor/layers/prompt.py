@@ -141,6 +141,14 @@ def source(spec: Spec, root: Path) -> PromptText | None:
     return None if spec.system is None else _prompt_text.read(root / spec.system)
 
 
+def fixed(spec: Spec, root: Path) -> str | None:
+    """Return the system prompt of a request that sets no variable, or None; raises SpecError as `source` does."""
+    prompt = source(spec, root)
+    if prompt is None or spec.variables is None:
+        return None if prompt is None else prompt.text
+    return _prompt_text.filled(prompt.text, _prompt_text.values_of(spec.variables, {}))
+
+
 @dataclass(frozen=True, slots=True)
 class _Examples:
     """Pairs of question and answer, and how to choose among them."""

@@ -175,9 +175,15 @@ def _headless(config: Config) -> Llama:
 
 
 def check(folder: Path) -> None:
-    """Raise CheckpointError if a policy's files do not fit its config.json, from their headers alone."""
-    config = Config.load(folder)
-    _fitting(partial(Llama, config), config, StoredTensors(folder))
+    """Raise CheckpointError if a lean folder's files do not fit its config.json, from their headers alone."""
+    config, stored = Config.load(folder), StoredTensors(folder)
+    if is_reward(folder):
+        stored.where.pop("lm_head.weight", None)
+        _fitting(lambda: RewardModel(_headless(config)), config, stored, "trunk.")
+        return
+    if "lm_head.weight" in stored.where:  # also of a tied config: `load` decides whether it is another one
+        config = replace(config, tie_word_embeddings=False)
+    _fitting(partial(Llama, config), config, stored)
 
 
 def _fitting(

@@ -141,7 +141,7 @@ def read(path: Path) -> GgufFile:
 
 def _read(header: _Header) -> GgufFile:
     if header.take(4, "the magic number") != MAGIC:
-        raise header.error("it does not begin with 'GGUF'")
+        raise header.error(f"it does not begin with 'GGUF'{files.left_behind(header.path)}")
     version = header.number("I", "the version")
     if version & 0xFFFF == 0:
         raise header.error("it is big endian; convert it with gguf's gguf-convert-endian")

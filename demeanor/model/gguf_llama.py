@@ -7,6 +7,7 @@ head in `llama` files, transformers turns its halves, so the rows of q and k are
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,7 +132,7 @@ def family(file: GgufFile) -> str:
     if found not in FAMILIES:
         raise CheckpointError(
             f"{file.path}: {unknown(str(found), FAMILIES, noun='general.architecture')} "
-            "Name the Hugging Face folder of this model as the base instead."
+            f"{INSTEAD[0].upper()}{INSTEAD[1:]}."
         )
     return str(found)
 
@@ -156,11 +157,11 @@ def config(file: GgufFile) -> dict[str, Any]:
         "rope.dimension_count": _whole(file, "rope.dimension_count", head) != head,
         "attention.sliding_window": 0 < window < context,
         "attention.causal": file.settings.get(f"{kind}.attention.causal", True) is not True,
-        **{name: bool(file.settings.get(f"{kind}.{name}")) for name in SCALES},
+        **dict.fromkeys(_changing(file, head), True),
     }
     bad = [f"{kind}.{name}" for name, wrong in refused.items() if wrong]
     if bad:
-        raise CheckpointError(f"{where}: {', '.join(bad)}: what it sets is not computed here")
+        raise CheckpointError(f"{where}: {', '.join(bad)}: what it sets is not computed here; {INSTEAD}")
     theta = _number(file, "rope.freq_base", 10000.0)
     has = {name.split(".", 2)[2] for name in file.tensors if name.startswith("blk.0.")}
     found: dict[str, Any] = {
@@ -187,7 +188,56 @@ def config(file: GgufFile) -> dict[str, Any]:
     return found | {f"{name}_id": value for name, value in ids.items() if value is not None}
 
 
-SCALES = ("attention.clamp_kqv", "attention.scale", "logit_scale", "embedding_scale", "residual_scale")
+INSTEAD = "name the Hugging Face folder of this model as the base instead"
+COMPUTED = {
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+}
+COMPUTED |= {"attention.sliding_window", "attention.causal", "attention.layer_norm_rms_epsilon"}
+COMPUTED |= {
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+}
+COMPUTED |= {
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}
+UNUSED = {"attention.layer_norm_epsilon", "rope.scaling.finetuned", "attention.sliding_window_pattern"}
+"""Settings of attention and positions that are read here, and those that change nothing in this family."""
+
+
+def _changing(file: GgufFile, head: int) -> list[str]:
+    """The settings that change what a model computes and that nothing here reads: those of attention and positions, and
+    scales and caps, unless their value leaves everything as it is."""
+    kind = file.settings["general.architecture"]
+    yarn = file.settings.get(f"{kind}.rope.scaling.type") == "yarn"
+    harmless: dict[str, tuple[float, ...]] = {
+        "attention.scale": (0, float(np.float32(head) ** -0.5) if head else 0),
+        "rope.scaling.yarn_ext_factor": (-1, 1 if yarn else 0),
+        "rope.scaling.yarn_log_multiplier": (0,),
+        "attention.temperature_scale": (0,),
+    }
+    found = []
+    for key, value in file.settings.items():
+        name = key.removeprefix(f"{kind}.")
+        computes = name.startswith(("attention.", "rope.")) or name.endswith(("_scale", "_softcapping"))
+        if name == key or not computes or name in COMPUTED | UNUSED or name.endswith("_swa"):
+            continue
+        if name == "rope.scaling.attn_factor" and yarn:
+            continue
+        of = value if isinstance(value, list) else [value]
+        same = harmless.get(name, (0, 1) if name.endswith(("scale", "factor", "alpha")) else (0,))
+        if not all(
+            isinstance(x, int | float) and any(math.isclose(x, y, rel_tol=1e-5) for y in same) for x in of
+        ):
+            found.append(name)
+    return found
 
 
 def _whole(file: GgufFile, name: str, default: int | None = None) -> int:
@@ -223,7 +273,8 @@ def _rope(file: GgufFile, theta: float, head: int) -> dict[str, Any]:
     if named == "none":
         return {"rope_type": "linear", "factor": float(old)} if old not in (None, 1, 0) else {}
     if named not in ("linear", "yarn"):
-        raise CheckpointError(f"{file.path}: {unknown(str(named), ('linear', 'yarn'), noun='rope scaling')}")
+        why = unknown(str(named), ("linear", "yarn"), noun="rope scaling")
+        raise CheckpointError(f"{file.path}: {why} {INSTEAD[0].upper()}{INSTEAD[1:]}.")
     found: dict[str, Any] = {"rope_type": named, "factor": _number(file, "rope.scaling.factor")}
     if named == "yarn":
         found["original_max_position_embeddings"] = _whole(file, "rope.scaling.original_context_length")
@@ -232,6 +283,9 @@ def _rope(file: GgufFile, theta: float, head: int) -> dict[str, Any]:
             "beta_slow": "rope.scaling.yarn_beta_slow",
         }
         found |= {name: _number(file, key) for name, key in names.items() if f"{kind}.{key}" in file.settings}
+        factor = _number(file, "rope.scaling.attn_factor", 1.0)
+        if factor != 1.0:
+            found["attention_factor"] = factor * rope.yarn_attention(found["factor"])
     return found
 
 
@@ -247,7 +301,7 @@ def _llama3(file: GgufFile, theta: float, head: int) -> dict[str, Any]:
     if factors.shape != ours.shape or not torch.allclose(factors, ours, rtol=1e-4):
         raise CheckpointError(
             f"{file.path}: {ROPE_FACTORS} are not Llama 3's (factor {base:g}, low 1, high 4, 8192 tokens); "
-            "name the Hugging Face folder of this model as the base instead"
+            f"{INSTEAD}"
         )
     return wanted
 
@@ -290,6 +344,9 @@ def settings(config: Config, name: str, form: str) -> dict[str, Any]:
             f"{kind}.rope.scaling.yarn_beta_fast": Typed("f", scaling.fast),
             f"{kind}.rope.scaling.yarn_beta_slow": Typed("f", scaling.slow),
         }
+        factor = scaling.attention / rope.yarn_attention(scaling.factor)
+        if not math.isclose(factor, 1.0, rel_tol=1e-6):
+            found[f"{kind}.rope.scaling.attn_factor"] = Typed("f", factor)
     return found
 
 

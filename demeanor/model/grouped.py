@@ -36,6 +36,8 @@ LAYOUTS: dict[GroupFormat, GroupLayout] = {
 }
 
 
+INSTEAD = "name the weights that it was made from, or a GGUF file of the model"
+"""What to do about a checkpoint that another program quantised."""
 METHOD = "demeanor_groups"
 """`method` in the quantization_config of a folder's config.json. Without `quant_method` transformers refuses the folder;
 with one that it does not know it warns and makes random weights."""

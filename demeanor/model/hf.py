@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from demeanor.core.errors import CheckpointError
-from demeanor.model import adapters
+from demeanor.model import adapters, grouped
 from demeanor.model.adapters import merge
 from demeanor.model.drawn import conditioned, drawn_of, entropy
 from demeanor.model.llama import read_config
@@ -134,7 +134,8 @@ def config(folder: Path, **settings: Any) -> Any:
 
     if read_config(folder).get("quantization_config"):
         raise CheckpointError(
-            f"{folder / 'config.json'}: quantization_config of this checkpoint is not supported"
+            f"{folder / 'config.json'}: quantization_config of this checkpoint is not supported; "
+            f"{grouped.INSTEAD}"
         )
     with _loading(folder):
         return AutoConfig.from_pretrained(folder, **LOCAL, **settings)
@@ -202,9 +203,10 @@ def _loading(folder: Path) -> Iterator[None]:
     """Turn transformers' errors into CheckpointError, and keep it from printing."""
     from transformers.utils import logging
 
-    level = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     # Silences "some weights were newly initialized": the score, which load_reward draws itself.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     except Exception as error:  # its readers raise whatever a strange config.json leads to
@@ -213,3 +215,5 @@ def _loading(folder: Path) -> Iterator[None]:
         ) from error
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from demeanor.core import files, hardware
 from demeanor.core.errors import CheckpointError, unknown
-from demeanor.model import attention_kernel, fused
+from demeanor.model import attention_kernel, fused, grouped
 from demeanor.model import rope as ropes
 from demeanor.model.attention import Parts, buckets, joined, tree_attention
 from demeanor.model.grouped import foreign
@@ -162,9 +162,10 @@ class Config:
                 "head_dim"
             )
         if bad:
-            error = CheckpointError if "quantization_config" in bad else UnsupportedError
-            verb = "is" if len(bad) == 1 else "are"
-            raise error(f"{where}: {', '.join(bad)} of this checkpoint {verb} not supported")
+            packed = "quantization_config" in bad
+            error, verb = (CheckpointError if packed else UnsupportedError), "is" if len(bad) == 1 else "are"
+            hint = f"; {grouped.INSTEAD}" if packed else ""
+            raise error(f"{where}: {', '.join(bad)} of this checkpoint {verb} not supported{hint}")
         # The other architectures ignore attention_bias.
         bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
         return cls(

@@ -60,9 +60,17 @@ def parse(raw: Mapping[str, Any]) -> Rope | None:
     if raw.get("mscale") or raw.get("mscale_all_dim") or raw.get("truncate") is False:
         raise LookupError(kind)
     given = raw.get("attention_factor")
-    attention = (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0) if given is None else float(given)
+    attention = yarn_attention(factor) if given is None else float(given)
     fast, slow = float(raw.get("beta_fast") or 32), float(raw.get("beta_slow") or 1)
     return Rope(kind, factor, original, fast=fast, slow=slow, attention=attention)
+
+
+def yarn_attention(factor: float) -> float:
+    """Return what YaRN multiplies cos and sin with, if a config does not name it.
+
+    Source: Peng et al. 2023, arXiv 2309.00071, equation 22.
+    """
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def scaled(rope: Rope, inverse_F: Tensor, theta: float) -> Tensor:

@@ -249,4 +249,5 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+        what = files.left_behind(path)
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}){what}") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from demeanor.core.errors import Problem
+from demeanor.core.files import left_behind, names_gguf
 from demeanor.stack.schema import AnyStage, ImportStage, Stage
 
 
@@ -50,23 +51,44 @@ def checkpoint(
 ) -> list[Problem]:
     """Check that a folder has the files of a model (those in `needs` too), or that a GGUF file is one."""
     folder = root / path
-    if path.endswith(".gguf") and not folder.is_dir():
+    if names_gguf(folder):
         return _gguf(folder, where)
     if folder.is_dir():
         config = "adapter_config.json" if (folder / "adapter_config.json").is_file() else "config.json"
         wanted = [n for n in (config, *needs) if not (folder / n).is_file()]
         weights = list(folder.glob("*.safetensors"))
         if not weights:
-            has_pickles = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-            hint = " (pickled weights are not loaded; convert them first)" if has_pickles else ""
-            wanted.append(f"a .safetensors file{hint}")
-        what = f"{folder} is not a Hugging Face checkpoint: it lacks {', '.join(wanted)}"
+            wanted.append("a .safetensors file")
+        what = f"{folder} is not a Hugging Face checkpoint: it lacks {', '.join(wanted)}{_way_out(folder)}"
         return [Problem(where, what)] if wanted else []
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", path) and not path.startswith((".", "/"))
     if is_hub_id and not folder.parent.is_dir():
         return []
     hint = "wanted a Hugging Face folder, a .gguf file, or a hub id such as Qwen/Qwen3-0.6B@main"
     return [Problem(where, f"no such folder: {folder}; {hint}")]
+
+
+SAVE = "AutoModelForCausalLM.from_pretrained({0!r}).save_pretrained({1!r})"
+
+
+def _way_out(folder: Path) -> str:
+    """What to do about a folder that lacks files, by what it has instead."""
+    files = sorted(folder.glob("*.gguf"))
+    if files:
+        return f". It holds {files[0].name}: name that file, {files[0]}"
+    said, new = "", str(folder) + "-safetensors"
+    if not any(folder.glob("*.safetensors")) and [*folder.glob("*.bin"), *folder.glob("*.pt")]:
+        said += (
+            ". Pickled weights (.bin, .pt) are not loaded, since reading them can run code. If you trust them: python -c "
+            f'"from transformers import AutoModelForCausalLM; {SAVE.format(str(folder), new)}", then copy its tokenizer '
+            f"files there and name {new}"
+        )
+    if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
+        said += (
+            '. Its tokenizer.model has no fast form yet: python -c "from transformers import AutoTokenizer; '
+            f'AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})" writes tokenizer.json'
+        )
+    return said
 
 
 def _gguf(path: Path, where: str) -> list[Problem]:
@@ -78,7 +100,8 @@ def _gguf(path: Path, where: str) -> list[Problem]:
         return [Problem(where, f"{path} cannot be read ({error.strerror}); wanted a GGUF file")]
     if first == b"GGUF":
         return []
-    return [Problem(where, f"{path} is not a GGUF file: it begins with {first!r}, wanted b'GGUF'")]
+    what = left_behind(path) or ("; name its folder" if path.suffix == ".safetensors" else "")
+    return [Problem(where, f"{path} is not a GGUF file: it begins with {first!r}, wanted b'GGUF'{what}")]
 
 
 def is_reward_folder(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from demeanor.core import registry
 from demeanor.core.errors import Problem, SpecError, StaleFileError, UsageError, unknown
-from demeanor.core.files import identity
+from demeanor.core.files import identity, names_gguf
 from demeanor.core.registry import Spec, parse
 from demeanor.core.types import Decoding
 from demeanor.stack import foreign_names, imports, prices, validate
@@ -617,7 +617,7 @@ def training_keys(stack: Stack) -> set[str]:
     base, stages = stack.spec.weights.base, stack.spec.weights.stages
     found = {stack.stage_key("base")} if isinstance(base, Scratch) else set()
     imported = [x.path for x in (base, *stages) if isinstance(x, Import | ImportStage)]
-    found |= {import_key(stack.root, path) for path in imported if path.endswith(".gguf")}
+    found |= {import_key(stack.root, path) for path in imported if names_gguf(stack.root / path)}
     return found | {stack.stage_key(stage.name) for stage in stages}
 
 

@@ -50,8 +50,14 @@ def read(settings: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], dict
     """
     kind = settings.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
+        absent = kind in (None, "none", "no_vocab")
+        why = (
+            "the file has no tokenizer (tokenizer.ggml.model)."
+            if absent
+            else unknown(str(kind), ("gpt2", "llama"), noun="tokenizer.ggml.model")
+        )
         raise CheckpointError(
-            f"{where}: {unknown(str(kind), ('gpt2', 'llama'), noun='tokenizer.ggml.model')}"
+            f"{where}: {why} Name the Hugging Face folder of this model as the base instead."
         )
     tokens = _list(settings, "tokens", str, where)
     kinds = _list(settings, "token_type", int, where, [NORMAL] * len(tokens))
@@ -94,16 +100,30 @@ def read(settings: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], dict
         "post_processor": _start(tokens[named["bos_token"]], named["bos_token"]) if adds_bos else None,
         **parts,
     }
-    template = settings.get("tokenizer.chat_template")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": adds_bos,
         "clean_up_tokenization_spaces": False,
         "bos_token": None,
         **{name: tokens[i] for name, i in named.items() if name in TOKENS},
-        **({"chat_template": template} if isinstance(template, str) else {}),
+        **_templates(settings),
     }
     return source, config
+
+
+def _templates(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat templates of a file as tokenizer_config.json has them: one, or several by name."""
+    key = "tokenizer.chat_template"
+    named = {
+        name.removeprefix(f"{key}."): text
+        for name, text in settings.items()
+        if name.startswith(f"{key}.") and isinstance(text, str)
+    }
+    alone = settings.get(key)
+    if not named:
+        return {"chat_template": alone} if isinstance(alone, str) else {}
+    every = {**({"default": alone} if isinstance(alone, str) else {}), **named}
+    return {"chat_template": [{"name": name, "template": text} for name, text in every.items()]}
 
 
 def ends(settings: Mapping[str, Any]) -> list[int]:

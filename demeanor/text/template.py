@@ -184,11 +184,26 @@ def jinja_file(path: Path) -> str:
 
 def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
     source = tokenizer.config.get("chat_template")
-    if isinstance(source, list):  # older files hold several, by name
-        source = next((t.get("template") for t in source if t.get("name") == "default"), None)
+    named = source if isinstance(source, list) else []
+    texts = {str(t.get("name")): t.get("template") for t in named if isinstance(t, dict)}
+    if named:
+        source = texts.get("default")
+    with_tools = texts.get("tool_use")
+    if isinstance(source, str) and isinstance(
+        with_tools, str
+    ):  # transformers chooses so, and so does llama.cpp
+        ended = [
+            re.sub(r"\n\Z", "", text) for text in (with_tools, source)
+        ]  # as jinja does at the end of a file
+        return "{% if tools %}" + ended[0] + "{% else %}" + ended[1] + "{% endif %}"
     if not isinstance(source, str):
+        others = (
+            f", only templates named {', '.join(texts)}: write one to a .jinja file and name it"
+            if texts
+            else ""
+        )
         raise CheckpointError(
-            f"{folder or 'this model'}: its tokenizer has no chat_template; write `template: chatml` "
+            f"{folder or 'this model'}: its tokenizer has no chat_template{others}; write `template: chatml` "
             "(to train one) or `template: transcript` (for a base model)"
         )
     return source
@@ -542,18 +557,18 @@ class JinjaTemplate:
                 f"template {self.name}: cannot write a question and its answer: {type(error).__name__}: {error}"
             ) from None
         last, later = (text.rpartition("\ue000")[2] if "\ue000" in text else "" for text in texts)
-        eos = self._tokenizer.eos_id
+        eos = {self._tokenizer.eos_id, *self._tokenizer.ends}
         for after in (last, later):
             found = next(iter(self._added.pattern.findall(after)), "").strip() if self._added.ids else ""
             if found and after.lstrip().startswith(found):
-                return frozenset({eos, self._tokenizer.special[found]}), ()
+                return frozenset({*eos, self._tokenizer.special[found]}), ()
         tail = later.partition("1")[0]
         if not tail.strip():
             raise DataError(
                 f"template {self.name}: nothing ends an assistant's answer; wanted a special token such as "
                 "{{ eos_token }} after its content"
             )
-        return frozenset({eos}), (tail,)
+        return frozenset(eos), (tail,)
 
 
 PROBE = ToolSpec("probename", "probetext", {"type": "object", "properties": {"probekey": {"type": "string"}}})

@@ -50,9 +50,9 @@ MANY_CHARS = 10_000  # from here on a text is encoded without offsets
 class Tokenizer:
     """A tokenizer with its `special` ids, `eos_id` and `bos_id` (None: sequences start without a token)."""
 
-    def __init__(self, source: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, config: Mapping[str, Any], ends: Collection[object] = ()) -> None:
         """Load the text of a tokenizer.json and its tokenizer_config; raises CheckpointError if it is
-        invalid."""
+        invalid. `ends`: ids that the model's generation_config names as ends of an answer."""
         self.config = dict(config)
         self._source = source
         try:
@@ -70,6 +70,8 @@ class Tokenizer:
         self.added = {t["content"]: t for t in whole.get("added_tokens") or ()}
         self.special: Mapping[str, int] = {text: int(token["id"]) for text, token in self.added.items()}
         self._text_of = {i: text for text, i in self.special.items()}
+        # A token of ordinary text would end answers in the middle.
+        self.ends = frozenset(i for i in self._text_of if i in ends)
         self.eos_id: int = self._named("eos_token")
         self.bos_id: int | None = self._named("bos_token") if self._starts_with_bos() else None
         # True if `encode` puts one space before a text, and `decode` removes it.
@@ -213,7 +215,7 @@ def load(folder: Path) -> Tokenizer:
     try:
         if _content(config.get("eos_token")) is None:
             config["eos_token"] = _eos_of_model(folder, json.loads(source))
-        found = Tokenizer(source, config)
+        found = Tokenizer(source, config, _ids_of(_json(folder / "generation_config.json")))
     except (CheckpointError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: {error}") from None
     embedded = _embedded(folder)
@@ -324,9 +326,15 @@ def _content(token: Any) -> Any:
 
 def _eos_of_model(folder: Path, source: dict[str, Any]) -> str | None:
     """Return the text of the model's EOS token, from generation_config.json or config.json."""
-    ids = [_json(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
-    first = next((i[0] if isinstance(i, list) else i for i in ids if i not in (None, [])), None)
+    named = [_ids_of(_json(folder / name)) for name in ("generation_config.json", "config.json")]
+    first = next((ids[0] for ids in named if ids), None)
     return next((t["content"] for t in source.get("added_tokens") or () if t["id"] == first), None)
+
+
+def _ids_of(config: Mapping[str, Any]) -> list[object]:
+    """The ids that a generation_config.json or config.json names as ends, which stand alone or in a list."""
+    ids = config.get("eos_token_id")
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _embedded(folder: Path) -> int | None:

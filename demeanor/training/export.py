@@ -7,13 +7,15 @@ files.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -41,6 +43,8 @@ WRITTEN: dict[Target, tuple[Dtype, ...]] = {
     "onnx": ("fp32", "bf16", "fp16"),
     "gguf": ("fp32", "bf16", "fp16", "q8_0", "q4_0"),
 }
+LOCK = "demeanor-export.lock"
+"""Held in the hidden folder beside the target while an export writes there."""
 Generate: TypeAlias = Callable[[list[int]], list[int]]
 """Prompt tokens in, new tokens out, greedily."""
 
@@ -89,9 +93,8 @@ def export(
     if target == "onnx":
         _need_onnx()
     source = weights_folder(stack, runs, stack.serve)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        whole = Path(scratch) / "hf"
+    with _scratch(out) as scratch:
+        whole = scratch / "hf"
         whole.mkdir()
         model = checkpoints.exported(source, keep_groups=dtype in export_gguf.ROUNDED)
         if target == "gguf":
@@ -103,7 +106,7 @@ def export(
         else:
             checkpoints.save_checkpoint(model.to(wide), whole)
         _beside(stack, source, whole)
-        return _moved(whole if target == "hf" else _onnx(whole, Path(scratch), dtype), out)
+        return _moved(whole if target == "hf" else _onnx(whole, scratch, dtype), out)
 
 
 def _beside(stack: Stack, source: Path, folder: Path) -> None:
@@ -149,14 +152,30 @@ def export_adapter(stack: Stack, runs: Runs, out: Path, *, base: str | None = No
     elif Path(base).is_dir():
         base = str(Path(base).resolve())  # PEFT looks from where it runs
     one = adapter_folding.folded(chain, source)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        folder = Path(scratch) / "adapter"
+    with _scratch(out) as scratch:
+        folder = scratch / "adapter"
         adapter_folding.write(one, folder, base=base)
         for name in BESIDE:
             if (source / name).is_file():
                 shutil.copy(source / name, folder / name)
         return _moved(folder, out)
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write in, deleted at the end; one that a killed export left there is deleted first."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        with suppress(DemeanorError, OSError):  # it is in use
+            if (left / LOCK).is_file():
+                files.lock(left / LOCK, left, "export").close()
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as made:
+        held = files.lock(Path(made) / LOCK, Path(made), "export")
+        try:
+            yield Path(made)
+        finally:
+            held.close()
 
 
 def _empty(out: Path) -> None:

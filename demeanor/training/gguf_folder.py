@@ -15,7 +15,8 @@ from demeanor.model import checkpoints, gguf_llama
 from demeanor.model.gguf_llama import FILE, GgufTensors
 from demeanor.text import gguf_tokenizer
 
-SUFFIX = ".gguf"
+READER = 2
+"""Which files this version would write; a folder of another one is written again. Count it up with every change."""
 
 
 def write(source: Path, folder: Path) -> None:

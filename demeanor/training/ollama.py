@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from demeanor.core.errors import DemeanorError
-from demeanor.core.files import read_text
 from demeanor.core.types import Message, Role
 from demeanor.stack.stack import Stack, plain
 from demeanor.text.template import Template
@@ -140,43 +139,67 @@ def modelfile(stack: Stack, file: str, template: Template, tokenizer: Tokenizer,
         ("presence_penalty", decoding.presence_penalty or 0.0),
         ("frequency_penalty", decoding.frequency_penalty or 0.0),
         *([("seed", decoding.seed)] if decoding.seed is not None else []),
-        *[("stop", f'"{_escaped(text)}"') for text in stops if '"' not in text],
+        *[("stop", quoted(text)) for text in stops if quoted(text)],
     ]
     lines = [f"# {stack.model_id}, exported by demeanor ({stack.serve})", f"FROM ./{file}"]
-    if found is None or not found.quotable:
+    go = None if found is None or not found.quotable else quoted(found.go(bos))
+    if go is None:
         lines.append(
             "# No TEMPLATE: this stack's chat template is no chain of messages. Ollama does not run the Jinja in the "
             "file; write a Go template by hand, or use llama-server --jinja, which does."
         )
     else:
-        lines.append(f'TEMPLATE """{found.go(bos)}"""')
+        lines.append(f"TEMPLATE {go}")
     lines += [f"PARAMETER {name} {value}" for name, value in parameters]
+    unwritten = [text for text in stops if not quoted(text)]
+    if unwritten:
+        lines.append(f"# Stop texts that a Modelfile cannot hold: {', '.join(map(repr, unwritten))}.")
     system, lost = _layers(stack)
     if system:
-        quoted = '"""' in system
+        dropped = sorted({c for c in system if not _kept(c)})
+        written = quoted("".join(filter(_kept, system)))
+        if dropped:
+            named = ", ".join(f"U+{ord(c):04X}" for c in dropped)
+            lines.append(
+                f"# Ollama drops characters that are not printed; the system prompt is without {named}."
+            )
         lines.append(
-            "# The system prompt contains three quotes and is left out."
-            if quoted
-            else f'SYSTEM """{system}"""'
+            f"SYSTEM {written}" if written else "# The system prompt has three quotes in a row: left out."
         )
     if lost:
         lines.append(f"# Layers of the stack that are not in a Modelfile: {', '.join(lost)}.")
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\n", "\\n")
+def _kept(char: str) -> bool:
+    return char.isprintable() or char in "\n\r\t"
+
+
+def quoted(text: str) -> str | None:
+    """Return a text as a Modelfile's value; None if Ollama would read another one.
+
+    Its parser knows no escapes, ends a value at the quotes that began it, and drops what is not printed, tabs and line
+    ends within quotes apart. Source: parser/parser.go of Ollama.
+    """
+    if not all(map(_kept, text)) or '"""' in text or not text:
+        return None
+    mark = '"' if not any(c in text for c in '"\n\r\t') else '"""'
+    return f"{mark}{text}{mark}"
 
 
 def _layers(stack: Stack) -> tuple[str | None, list[str]]:
-    """The system prompt of a prompt layer, and the layers that a Modelfile does not have."""
-    system, lost = None, []
+    """The system prompt of the prompt layers, and what a Modelfile does not have."""
+    prompts: list[str] = []
+    lost: list[str] = []
     for layer in stack.layers:
-        settings = plain(layer.spec)
-        if layer.kind == "prompt" and (settings.get("system") or settings.get("text")):
-            name = settings.get("system")
-            system = (read_text(stack.root / name) if name else str(settings["text"])).strip()
+        if layer.kind == "prompt":
+            settings = plain(layer.spec)
+            prompts[:0] = filter(
+                None, [layer.module.fixed(layer.spec, stack.root)]
+            )  # the innermost stands first
             lost += [f"{layer.name} (its examples)"] if settings.get("few_shot") else []
+            asked = [name for name, about in settings.get("variables", {}).items() if about.get("request")]
+            lost += [f"{layer.name} (requests cannot set {', '.join(asked)})"] if asked else []
         elif layer.behaviour:
             lost.append(layer.name)
-    return system, lost
+    return "\n\n".join(prompts) or None, lost

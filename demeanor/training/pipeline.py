@@ -303,7 +303,7 @@ def _finish(stack: Stack, runs: Runs, key: str, tokenizer: Tokenizer, save: Call
     name, template = stack.spec.template, None
     if name != "model":
         template = load_template(name, tokenizer, folder=None, root=stack.root)
-    stops = sorted({tokenizer.eos_id, *(template.stop_tokens if template else ())})
+    stops = sorted({tokenizer.eos_id, *tokenizer.ends, *(template.stop_tokens if template else ())})
     padding, pad_id = None, tokenizer.eos_id
     if checkpoints.is_reward(part):
         padding = _set_padding(part, stack, tokenizer, stops)

@@ -23,7 +23,8 @@ from safetensors import SafetensorError, safe_open
 from demeanor.core import files
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.core.files import json_lines, origin, write_json
-from demeanor.model import checkpoints, hub
+from demeanor.model import adapters, checkpoints, hub
+from demeanor.model.stored import is_adapter
 from demeanor.stack.schema import Import, ImportStage, Remote
 from demeanor.stack.stack import Stack, import_key
 from demeanor.text import tokenizer as tokenizers
@@ -286,19 +287,24 @@ def import_folder(stack: Stack, runs: Runs, path: str) -> Path:
     """A local checkpoint folder, the snapshot of the hub id that the user named, or a GGUF file's run."""
     if (stack.root / path).is_dir():
         return stack.root / path
-    if path.endswith(gguf_folder.SUFFIX):
+    if files.names_gguf(stack.root / path):
         return _gguf_run(stack, runs, path)
     return hub.snapshot(path)
 
 
 def _gguf_run(stack: Stack, runs: Runs, path: str) -> Path:
-    """The run of a GGUF file: config and tokenizer from its header, and a link to it, made once."""
+    """The run of a GGUF file: config and tokenizer from its header, and a link to it, made once by each reader."""
     source, key = stack.root / path, import_key(stack.root, path)
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file")
-    if not runs.complete(key):
-        with runs.begin(key, {"stack": stack.spec.name, "stage": "base", "imported": str(source.resolve())}):
+    record = runs.folder(key) / RECORD
+    made = json.loads(record.read_text(encoding="utf-8")) if runs.complete(key) and record.is_file() else {}
+    old = made.get("reader") != gguf_folder.READER and os.access(runs.root, os.W_OK)
+    if old or not runs.complete(key):
+        about = {"imported": str(source.resolve()), "reader": gguf_folder.READER}
+        with runs.begin(key, {"stack": stack.spec.name, "stage": "base", **about}):
             gguf_folder.write(source, runs.part(key))
+            shutil.rmtree(runs.model(key), ignore_errors=True)
             runs.finish(key)
     gguf_folder.link(source, runs.model(key))
     return runs.model(key)
@@ -314,7 +320,7 @@ def training_curves(stack: Stack, runs: Runs) -> dict[str, list[dict[str, Any]]]
 def notes(stack: Stack, runs: Runs) -> list[str]:
     """One sentence for each imported model whose architecture only runs through transformers.
 
-    Raises CheckpointError for a folder that cannot be used, or whose tokenizer does not fit its embedding.
+    Raises CheckpointError for a folder that cannot be used, or whose weights or tokenizer do not fit its config.json.
     """
     base = stack.spec.weights.base
     paths = {"base": base.path} if isinstance(base, Import) else {}
@@ -323,9 +329,11 @@ def notes(stack: Stack, runs: Runs) -> list[str]:
             paths[stage.name] = stage.path
     folders = {name: import_folder(stack, runs, path) for name, path in paths.items()}
     found = {name: checkpoints.checkpoint_info(folder) for name, folder in folders.items()}
-    for folder in folders.values():
+    for name, folder in folders.items():
         if (folder / "tokenizer.json").is_file():
             tokenizers.load(folder)
+        if found[name].lean and not files.names_gguf(stack.root / paths[name]):  # such a file was checked
+            checkpoints.check(adapters.whole_folder(folder) if is_adapter(folder) else folder)
     return [
         f"{name}: {info.model_type} runs through transformers' own forward pass: slower, training pads its "
         "rows, and serving writes one answer at a time"

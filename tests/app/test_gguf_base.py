@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from demeanor.core.types import Decoding, Message
 from demeanor.engine.scheduler import Request
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack, training_keys
+from demeanor.training import gguf_folder
 from demeanor.training.runs import Runs, entries, unneeded, weights_folder
 from tests.model import gguf_files
 
@@ -146,3 +148,67 @@ def answer(stack: Stack, runs: Runs) -> list[int]:
         return [piece.token for piece in runtime.weights(stack.serve).engine.generate([request])[0]]
     finally:
         runtime.close()
+
+
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-0123abcd"])
+def test_a_file_of_any_name_is_a_base(name: str, tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    key = stack.stage_key("base")
+    shutil.move(tmp_path / "tiny.gguf", tmp_path / name)
+    named = app.load_stack(stack.path, overrides=[f"weights.base={name}"])
+    assert named.stage_key("base") == key
+    checkpoints.load(weights_folder(named, runs, "base"))
+
+
+def test_what_another_version_read_from_a_file_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, runs = stack_on(tmp_path)
+    config = weights_folder(stack, runs, "base") / "config.json"
+    right = config.read_text()
+    config.write_text("{}")
+    weights_folder(stack, runs, "base")
+    assert config.read_text() == "{}", "made by this version: kept"
+    monkeypatch.setattr(gguf_folder, "READER", gguf_folder.READER + 1)
+    weights_folder(stack, runs, "base")
+    assert config.read_text() == right
+
+
+WAYS_OUT = {
+    "pickled weights": (
+        ("config.json", "tokenizer.json", "pytorch_model.bin"),
+        "save_pretrained('BASE-safetensors')",
+    ),
+    "a GGUF file within": (
+        ("README.md", "m-Q4_0.gguf"),
+        "It holds m-Q4_0.gguf: name that file, BASE/m-Q4_0.gguf",
+    ),
+    "a slow tokenizer": (("config.json", "model.safetensors", "tokenizer.model"), "writes tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("name", WAYS_OUT)
+def test_a_folder_that_is_refused_says_what_to_do(name: str, tmp_path: Path) -> None:
+    stack, _ = stack_on(tmp_path)
+    has, wanted = WAYS_OUT[name]
+    (tmp_path / "base").mkdir()
+    for file in has:
+        (tmp_path / "base" / file).touch()
+    with pytest.raises(SpecError) as raised:
+        app.load_stack(stack.path, overrides=["weights.base=base"])
+    assert wanted.replace("BASE", str(tmp_path / "base")) in str(raised.value)
+
+
+def test_weights_that_do_not_fit_are_named_by_explain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack, runs = stack_on(tmp_path)
+    model, tokenizer = checkpoints.load(weights_folder(stack, runs, "base")), gguf_files.bpe()
+    checkpoints.save(model, tmp_path / "base")
+    tokenizer.save(tmp_path / "base")
+    given = ["explain", str(stack.path), "--set", "weights.base=base", "--runs", str(runs.root)]
+    assert main(given) == 0
+    raw = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**raw, "tie_word_embeddings": False}))
+    assert main(given) == 2
+    assert "1 tensors are missing, first lm_head.weight" in capsys.readouterr().err

@@ -53,6 +53,21 @@ CONFIGS = {
         qkv_bias=True,
         rope=Rope("yarn", 4.0, 32, attention=1.1386294361119891),
     ),
+    "yarn of another attention": Config(
+        "llama",
+        0,
+        64,
+        96,
+        2,
+        4,
+        2,
+        16,
+        128,
+        1e-5,
+        1e4,
+        True,
+        rope=Rope("yarn", 4.0, 32, attention=0.5693147180559945),
+    ),
 }
 
 

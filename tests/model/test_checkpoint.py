@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,9 @@ def test_a_foreign_checkpoint_gives_one_clear_error(mistake: str, tmp_path: Path
         checkpoints.load(tmp_path)
     assert wanted in str(error.value)
     assert str(tmp_path) in str(error.value)
+    if mistake not in OF_VALUES:
+        with pytest.raises(CheckpointError, match=re.escape(str(error.value))):
+            checkpoints.check(tmp_path)
+
+
+OF_VALUES = ("weights that are whole numbers", "a reward model")

@@ -102,6 +102,32 @@ def test_tokenizer_template_and_ends_come_from_the_file(tmp_path: Path) -> None:
     assert tokenizers.load(tmp_path / "bos").bos_id == made.special["<|endoftext|>"]
 
 
+def test_settings_that_change_nothing_are_no_obstacle(tmp_path: Path) -> None:
+    neutral = {
+        "attention__scale": Typed("f", 0.25),  # 1 / sqrt of a head of 16
+        "residual_scale": Typed("f", 1.0),
+        "logit_scale": Typed("f", 0.0),
+        "attention__sliding_window_pattern": Typed("I", 4),
+        "rope__scaling__attn_factor": Typed("f", 1.0),
+        "rope__scaling__yarn_ext_factor": Typed("f", -1.0),
+        "rope__scaling__finetuned": False,
+        "rope__dimension_sections": Typed("i", [0, 0, 0, 0]),
+        "my_trainer__note": "x",
+    }
+    made = folder(tmp_path, **{f"llama__{key}": value for key, value in neutral.items()})
+    assert checkpoints.load(made).config.rope is None
+
+
+def test_several_templates_of_a_file_keep_their_names(tmp_path: Path) -> None:
+    found = tokenizers.load(
+        folder(tmp_path, tokenizer__chat_template="plain", tokenizer__chat_template__tool_use="with tools")
+    )
+    assert found.config["chat_template"] == [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "with tools"},
+    ]
+
+
 # ---- scaled rotary positions ----
 
 
@@ -170,6 +196,10 @@ HUGE = 2**62
 HOSTILE: dict[str, tuple[Damage, str]] = {
     "empty": (lambda x: b"", "the magic number has 4 bytes, the file ends after 0"),
     "other magic": (lambda x: b"GGML" + x[4:], "does not begin with 'GGUF'"),
+    "a pointer of git": (
+        lambda x: b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+        "run git lfs pull",
+    ),
     "big endian": (lambda x: b"GGUF" + struct.pack(">I", 3) + x[8:], "is big endian"),
     "an old version": (header(version=1), "its version is 1"),
     "cut in its settings": (lambda x: x[:1000], "cut short"),
@@ -258,7 +288,12 @@ def test_flipped_bytes_of_the_header_raise_nothing_else(tmp_path: Path) -> None:
     assert min(outcomes.values()) > 5
 
 
-WRONG = {
+YARN = {
+    "llama__rope__scaling__type": "yarn",
+    "llama__rope__scaling__factor": Typed("f", 4.0),
+    "llama__rope__scaling__original_context_length": Typed("I", 32),
+}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "another architecture": ({"general__architecture": "gemma4"}, "general.architecture"),
     "no architecture": ({"general__architecture": None}, "general.architecture"),
     "no width": ({"llama__embedding_length": None}, "llama.embedding_length is missing"),
@@ -280,6 +315,22 @@ WRONG = {
     ),
     "another rope scaling": ({"llama__rope__scaling__type": "longrope"}, "unknown rope scaling 'longrope'"),
     "scaled logits": ({"llama__logit_scale": Typed("f", 0.5)}, "llama.logit_scale"),
+    "a YaRN with a multiplier": (
+        {**YARN, "llama__rope__scaling__yarn_log_multiplier": Typed("f", 0.1)},
+        "llama.rope.scaling.yarn_log_multiplier: what it sets is not computed here; name the Hugging Face folder",
+    ),
+    "a YaRN that does not interpolate": (
+        {**YARN, "llama__rope__scaling__yarn_ext_factor": Typed("f", 0.0)},
+        "llama.rope.scaling.yarn_ext_factor",
+    ),
+    "attention that nobody here has heard of": (
+        {"llama__attention__sinkhorn_iterations": Typed("I", 3)},
+        "llama.attention.sinkhorn_iterations",
+    ),
+    "no tokenizer": (
+        {"tokenizer__ggml__model": "no_vocab"},
+        "has no tokenizer (tokenizer.ggml.model). Name the",
+    ),
     "another tokenizer": ({"tokenizer__ggml__model": "bert"}, "unknown tokenizer.ggml.model 'bert'"),
     "an unknown pre-tokenizer": ({"tokenizer__ggml__pre": "bloom"}, "unknown tokenizer.ggml.pre 'bloom'"),
     "no EOS": ({"tokenizer__ggml__eos_token_id": None}, "no tokenizer.ggml.eos_token_id"),

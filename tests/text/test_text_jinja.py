@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conversations import CALCULATOR, bare, llama, ours
 
-from demeanor.core.errors import DataError
+from demeanor.core.errors import CheckpointError, DataError
 from demeanor.core.types import Message, ToolCall
 from demeanor.text.template import JinjaTemplate, load_template
-from demeanor.text.tokenizer import Tokenizer
+from demeanor.text.tokenizer import Tokenizer, load
 
 ZEPHYR = """{% for message in messages %}
 {% if message['role'] == 'user' %}
@@ -210,3 +210,29 @@ def test_a_jinja_file_is_a_template(tmp_path: Path) -> None:
         bare().decode(template.render(CHAT[1:3]).tokens)
         == "<|im_start|>user\nWhen to Corkel?<|im_end|>\n<|im_start|>assistant\n37.<|im_end|>\n"
     )
+
+
+def test_the_ends_of_a_models_own_settings_end_an_answer_too(tmp_path: Path) -> None:
+    tokenizer = bare()
+    tokenizer.save(tmp_path, chat_template=HERMES)
+    other, ordinary = tokenizer.special["<|im_start|>"], tokenizer.encode("word")[-1]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [other, ordinary, 10**6]}))
+    found = load_template("model", load(tmp_path), folder=tmp_path, root=tmp_path)
+    assert found.stop_tokens == {tokenizer.eos_id, tokenizer.special["<|im_end|>"], other}
+
+
+def test_a_checkpoints_template_for_tools_is_used_with_tools_alone(tmp_path: Path) -> None:
+    plain = HERMES.replace("{%- if tools %}", "{%- if false %}") + "\n"
+    named = [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": HERMES + "\n"}]
+    tokenizer = Tokenizer(
+        bare().source, {**bare().config, "chat_template": [*named, {"name": "default", "template": plain}]}
+    )
+    both = load_template("model", tokenizer, folder=None, root=tmp_path)
+    of_tools, default = (JinjaTemplate("x", tokenizer, source) for source in (HERMES, plain))
+    assert both.render(CHAT, generate=True) == default.render(CHAT, generate=True)
+    assert both.render(CHAT, (CALCULATOR,), generate=True) == of_tools.render(
+        CHAT, (CALCULATOR,), generate=True
+    )
+    alone = Tokenizer(bare().source, {**bare().config, "chat_template": named})
+    with pytest.raises(CheckpointError, match="only templates named rag, tool_use"):
+        load_template("model", alone, folder=None, root=tmp_path)

@@ -207,7 +207,7 @@ def test_a_modelfile_has_the_decoding_the_system_prompt_and_what_is_lost(tmp_pat
         "PARAMETER seed 3",
         'PARAMETER stop "END"',
         'PARAMETER stop "<|im_end|>"',
-        'SYSTEM """Be brief."""',
+        'SYSTEM "Be brief."',
     ]
     wanted += ["PARAMETER repeat_penalty 1.0", "# Layers of the stack that are not in a Modelfile: tools."]
     assert [line for line in wanted if line not in said] == []
@@ -223,3 +223,94 @@ def test_pieces_write_what_the_template_writes(tmp_path: Path) -> None:
     given = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
     text = tokenizer.decode(list(template.render(given, generate=True).tokens))
     assert found.write([(m.role, m.content) for m in given]) == text
+
+
+def commands_of(text: str) -> list[tuple[str, str]]:
+    """The commands of a Modelfile as Ollama's parser/parser.go reads them: a value ends at the first line end or the end of the
+    file where its quotes, if it has any, are closed; no escapes."""
+    found: list[tuple[str, str]] = []
+    name, value = "", ""
+    for char in text + "\n":
+        if not name and (not value.strip() and char.isspace()):
+            continue
+        if not name:
+            value += char
+            if value.startswith("#"):
+                value = "" if char == "\n" else value
+            elif char == " ":
+                name, value = value.strip().lower(), ""
+            continue
+        if char == "\n":
+            inner = value.strip()
+            mark = (
+                '"""' if inner.startswith('"""') else '"' if inner.partition(" ")[0].startswith('"') else ""
+            )
+            if len(inner) >= 2 * len(mark) and inner.endswith(mark):
+                found.append((name, inner[len(mark) : len(inner) - len(mark)]))
+                name, value = "", ""
+                continue
+        value += char if char.isprintable() or char in "\n\t" else ""
+    assert not name, "the last value is not closed"
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Be brief.",
+        'Say "yes" or "no"',
+        '"quoted"',
+        "  two\n\n# no comment\nFROM here\n\ttab ",
+        'ends with "',
+        "a\\nb {{ x }}",
+        "café 日本 👍",
+    ],
+)
+def test_ollama_reads_back_every_text_that_is_written(text: str) -> None:
+    written = ollama.quoted(text)
+    assert written is not None
+    file = f"# c\nFROM ./x.gguf\nPARAMETER stop {written}\nSYSTEM {written}\n"
+    assert commands_of(file.replace("PARAMETER stop ", "PARAMETER ")) == [
+        ("from", "./x.gguf"),
+        ("parameter", text),
+        ("system", text),
+    ]
+
+
+def test_what_a_modelfile_cannot_hold_is_said(tmp_path: Path) -> None:
+    (tmp_path / "system.md").write_text(
+        '---\nversion: 3\n---\nYou help {{ whom }}\u00a0"well".\nToday it is {{ weather }}.\n',
+        encoding="utf-8",
+    )
+    variables = "{whom: sailors, weather: {value: fair, request: true, values: [fair, foul]}}"
+    stack, runs = stack_on(tmp_path)
+    loaded = app.load_stack(
+        stack.path,
+        overrides=[
+            f"layers=[{{kind: prompt, system: system.md, variables: {variables}}}]",
+            'decoding={temperature: 0, max_tokens: 9, stop: [\'a"b\', "x\\ny", "\'\'\'\\"\\"\\""]}',
+        ],
+    )
+    folder = weights_folder(loaded, runs, "base")
+    tokenizer = tokenizers.load(folder)
+    template = load_template("model", tokenizer, folder=folder, root=tmp_path)
+    said = ollama.modelfile(loaded, "x.gguf", template, tokenizer, 128)
+    assert ("system", 'You help sailors"well".\nToday it is fair.') in commands_of(said)
+    assert "is without U+00A0." in said
+    assert 'PARAMETER stop """a"b"""\nPARAMETER stop """x\ny"""\n' in said
+    assert "# Stop texts that a Modelfile cannot hold: '\\'\\'\\'\"\"\"'." in said
+    assert "prompt (requests cannot set weather)" in said
+
+
+def test_what_a_killed_export_left_is_deleted_by_the_next(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path, form="F32")
+    left, mine = tmp_path / ".out.abc", tmp_path / ".out.mine"
+    for folder in (left, mine):
+        folder.mkdir()
+        (folder / "half.gguf").touch()
+    (left / export.LOCK).write_text("process 1 on elsewhere")
+    out = export.export(stack.variant("base"), runs, tmp_path / "out", target="gguf", dtype="q8_0")
+    assert not left.exists()
+    assert mine.exists(), "no export made it"
+    assert sorted(p.suffix for p in out.iterdir()) == ["", ".gguf"]
+    assert sorted(p.name for p in tmp_path.glob(".out.*")) == [".out.mine"]
