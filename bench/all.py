@@ -91,6 +91,7 @@ def real_parts(at: Places) -> list[Plan]:
         Plan("SmolLM2 serving", "bench.smollm2_serving", [*files, *server, *cells, "--only", *asked], 1200, [*files, *one, "--callers", "1", "--only", asked[0], "--seconds", "10"], 60, [*files, *server, "--seconds", "120"], 10800),
         Plan("perplexity", "bench.smollm2_perplexity", [*both, "--formats", "q8_0", "q4_0", "int8"], 150, [*both, "--formats", "q8_0", "--chunks", "4"], 40, both, 900),
         Plan("GGUF answers", "bench.gguf_answers", [f["Q8_0"], f["F16"], f["Q4_0"], f["F32"], "--prompts", "24"], 150, [f["Q8_0"], "--prompts", "2"], 40, list(f.values()), 900),
+        Plan("draws", "bench.draws", [rounded, "--rounds", "2"], 45, [rounded, "--rounds", "1"], 30, [rounded, "--rounds", "5"], 300),
         Plan("contention", "bench.contention", [rounded], 25, [rounded, "--busy", "1"], 30, [rounded], 120),
         Plan("cache formats", "bench.cache_formats", [rounded], 50, [rounded, "--seconds", "5", "--texts", "1"], 40, [rounded], 300),
     ]  # fmt: skip
