@@ -611,7 +611,7 @@ def check_export(
     folder = weights_folder(stack, runs, stack.serve)
     tokenizer = tokenizers.load(folder)
     template = load_template(stack.template, tokenizer, folder=folder, root=stack.root)
-    engine = LocalEngine(checkpoints.policy(folder), tokenizer)
+    engine = LocalEngine(checkpoints.exported(folder, keep_groups=False), tokenizer)
     try:
         prompts = [list(template.render(item.messages, item.tools, generate=True).tokens) for item in items]
         room = min(stack.spec.decoding.max_tokens, engine.max_context - max(map(len, prompts)))

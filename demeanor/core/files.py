@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import time
@@ -47,6 +48,17 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def require_space(folder: Path, num_bytes: int) -> None:
+    """Raise DemeanorError if the disk of a folder, which need not exist yet, has less room than will be written."""
+    there = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if num_bytes > free:
+        raise DemeanorError(
+            f"{folder}: {num_bytes / 1e9:.1f} GB will be written there, and its disk has {free / 1e9:.1f} GB free; free some, name a "
+            "folder on another disk, or write fewer bits a weight"
+        )
 
 
 def lock(path: Path, where: Path, doing: str) -> IO[str]:

@@ -235,10 +235,9 @@ def write(
 
     `tensors` are shape (rows first), number format and bytes by name. It gets its name when it is whole.
     """
+    files.require_space(path.parent, sum(_size(shape, form) for shape, form, _ in tensors.values()))
     kinds = {name: kind for kind, name in NAMES.items()}
-    sizes = [
-        math.prod(shape) // LAYOUTS[form].elements * LAYOUTS[form].size for shape, form, _ in tensors.values()
-    ]
+    sizes = [_size(shape, form) for shape, form, _ in tensors.values()]
     head = bytearray(MAGIC + struct.pack("<IQQ", 3, len(tensors), len(settings)))
     for key, value in settings.items():
         head += _text(key) + _value(value)
@@ -255,6 +254,11 @@ def write(
             assert data.numel() == size, name
             file.write(data.contiguous().numpy().data)
             file.write(bytes(-size % ALIGNMENT))
+
+
+def _size(shape: tuple[int, ...], form: str) -> int:
+    """Bytes of a tensor in a number format."""
+    return math.prod(shape) // LAYOUTS[form].elements * LAYOUTS[form].size
 
 
 def _text(value: str) -> bytes:

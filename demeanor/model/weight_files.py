@@ -48,8 +48,9 @@ def write(
 ) -> None:
     """Write every planned tensor, which `parts` brings some at a time; more than `shard_bytes` become several files.
 
-    A file gets its name when all are whole.
+    A file gets its name when all are whole. Raises DemeanorError before anything is written if the disk has too little room.
     """
+    files.require_space(folder, sum(x.num_bytes for x in planned.values()))
     shards = _shards(planned, shard_bytes)
     names = {name: shard for shard, inside in shards.items() for name in inside}
     with ExitStack() as stack:

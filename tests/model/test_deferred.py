@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from demeanor.core import hardware
-from demeanor.core.errors import CheckpointError
+from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.engine import placement
 from demeanor.engine.forward import forward_of
-from demeanor.model import adapters, checkpoints, grouped, native, quantize, weight_files
+from demeanor.model import adapters, checkpoints, gguf, gguf_llama, grouped, native, quantize, weight_files
 from demeanor.model.grouped import GroupFormat
 from demeanor.model.llama import Llama
 from demeanor.model.packed_size import packed_bytes
@@ -228,3 +230,15 @@ def test_integers_are_refused_as_before(half: Path, tmp_path: Path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"{name} holds torch.int32, wanted floating point"):
         checkpoints.serving(folder)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9))
+    said = r"GB will be written there, and its disk has 0\.0 GB free"
+    with pytest.raises(DemeanorError, match=said):
+        quantize.write_groups(half, tmp_path / "deep" / "q8", "q8_0", head="q8_0", activations="int8")
+    with pytest.raises(DemeanorError, match=said):
+        gguf.write(tmp_path / "m.gguf", {}, gguf_llama.tensors(checkpoints.load(half, deferred=True), "Q4_0"))
+    assert list(tmp_path.rglob("*.*")) == []
