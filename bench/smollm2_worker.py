@@ -49,13 +49,13 @@ def prompts(count: int, length: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(FIRST, LAST) for _ in range(length)] for _ in range(count)]
 
 
-def cache_of(folder: Path) -> Any:
-    """The format in which a stack with this base keeps keys and values unless it says otherwise."""
+def cache_of(folder: Path, *, narrow: bool = False) -> Any:
+    """The format in which a stack with this base keeps keys and values unless it says otherwise; `narrow`: it has `compute: bf16`."""
     from demeanor.engine.placement import imported
     from demeanor.stack.schema import Import, WeightsSpec
 
     spec = WeightsSpec(base=Import(kind="import", path=str(folder.resolve())))
-    return "bf16" if imported(spec, Path()) == "rounded" else "fp32"
+    return "bf16" if narrow or imported(spec, Path()) == "rounded" else "fp32"
 
 
 class Ours:
@@ -73,7 +73,7 @@ class Ours:
             tokenizer.load(folder),
             num_slots=MOST,
             max_context=LONGEST + 256,
-            cache_format=cache_of(folder),
+            cache_format=cache_of(folder, narrow=narrow),
             **(
                 {"compute": "bf16"}
                 if narrow and "compute" in inspect.signature(LocalEngine).parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 
 from bench import smollm2_speed
 from bench.smollm2_speed import compare_answers, contenders_of, found_model, line, peak_shares, prepared
-from bench.smollm2_worker import prompts, timed
+from bench.smollm2_worker import cache_of, prompts, timed
+from demeanor.app import load_stack
 from demeanor.model import checkpoints
 from demeanor.stack.schema import ModelShape
 
@@ -66,6 +68,22 @@ def test_a_folder_for_fp32_holds_what_no_narrower_format_holds(tmp_path: Path) -
     changed = out.model.layers[0].mlp.up_proj.weight  # type: ignore[union-attr]
     assert not torch.equal(changed.bfloat16().float(), changed)
     assert torch.allclose(changed, model.model.layers[0].mlp.up_proj.weight, rtol=2e-4)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("format", ["q8_0", "q4_0", "bf16", "fp32"])
+def test_keys_and_values_are_kept_as_a_stack_with_these_weights_keeps_them(
+    format: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "hf"
+    checkpoints.save(checkpoints.create(ModelShape(layers=1, width=64, heads=1), 300, 0), source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_text("{}")
+    folder = prepared(source, tmp_path, format)
+    spec = {"name": "s", "weights": {"base": {"kind": "import", "path": str(folder)}}}
+    (tmp_path / "stack.yaml").write_text(json.dumps(spec))
+    exact, narrow = (load_stack(tmp_path / "stack.yaml", [f"weights.compute={x}"]) for x in ("fp32", "bf16"))
+    assert cache_of(folder) == exact.cache_format("base")
+    assert cache_of(folder, narrow=True) == narrow.cache_format("base") == "bf16"
 
 
 def test_prompts_are_others_in_every_round_and_the_same_for_everybody() -> None:
