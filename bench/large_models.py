@@ -18,7 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from demeanor.core import hardware
 
@@ -167,12 +166,12 @@ def main() -> None:
                 kept = rows.setdefault(path.name, {}).setdefault(program, {})
                 for key, value in found.items():
                     kept.setdefault(key, []).append(value)
-    about: dict[str, Any] = {
-        "rows": rows,
-        "origin": origin(),
-        "options": {k: str(v) for k, v in vars(options).items()},
-    }
-    write_json(Path("results") / "large-models.json", about)
+            about = {
+                "rows": rows,
+                "origin": origin(),
+                "options": {k: str(v) for k, v in vars(options).items()},
+            }
+            write_json(Path("results") / "large-models.json", about)  # after each, because a round takes long
     print(table(rows, options))
 
 

@@ -414,10 +414,10 @@ def memory_note(stack: Stack, runs: Runs) -> str:
     """What memory the served weights take on this machine; empty where they are not here yet, or elsewhere."""
     try:
         folder = weights_folder(stack, runs, stack.serve)
+        spec = placement.resolved(stack.spec.weights, stack.root)
+        return placement.memory_note(spec, folder, stack.cache_format(stack.serve))
     except CheckpointError:
         return ""
-    spec = placement.resolved(stack.spec.weights, stack.root)
-    return placement.memory_note(spec, folder, stack.cache_format(stack.serve))
 
 
 def policy_kit() -> Kit:
