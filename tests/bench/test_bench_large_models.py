@@ -19,5 +19,8 @@ def test_the_speeds_of_llama_cpp_are_read_and_set_against_ours() -> None:
     }
     table = large_models.table(rows, argparse.Namespace(read=64, new=12))
     assert "| m.gguf | load, s | 2.0 [2.0, 2.0] |  |  |" in table
-    assert "| m.gguf | decode 12 tokens, 4 at once, tokens/s | 16.0 [15.0, 20.0] | 8.0 [7.0, 9.0] | 2.00 |" in table
+    assert (
+        "| m.gguf | decode 12 tokens, 4 at once, tokens/s | 16.0 [15.0, 20.0] | 8.0 [7.0, 9.0] | 2.00 |"
+        in table
+    )
     assert "| m.gguf | peak memory, GB | 1.10 | 2.00 | 0.53 |" in table

@@ -17,7 +17,7 @@ from torch import Tensor
 from demeanor.core import hardware
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.engine import placement
-from demeanor.engine.forward import forward_of
+from demeanor.engine.forward import Rows, forward_of
 from demeanor.model import adapters, checkpoints, gguf, gguf_llama, grouped, native, quantize, weight_files
 from demeanor.model.grouped import GroupFormat
 from demeanor.model.llama import Llama
@@ -178,15 +178,38 @@ def test_explain_says_what_serving_takes(half: Path, monkeypatch: pytest.MonkeyP
     assert "WARNING: this machine has 315 MB. Add a stage" in placement.memory_note(spec, half, "bf16")
 
 
-def test_torch_decodes_a_deferred_model_in_fp32(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = logits(checkpoints.load(half))
+def test_torch_decodes_a_deferred_model_in_fp32_with_its_adapter(
+    half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = adapted(half, tmp_path / "low", 1)
+    wanted = logits(checkpoints.load(low))
     monkeypatch.setattr(native, "build", lambda: None)
-    model = checkpoints.serving(half)
-    forward_of(model, 2, 64)
-    assert {p.dtype for p in each(model.parameters())} == {torch.float32}
+    model = checkpoints.serving(low)
     assert isinstance(model, Llama)
-    assert len(list(model.parameters())) == MATRICES + 7
-    assert wanted.shape == (20, 200)
+    ran = forward_of(model, 2, 64)
+    assert {p.dtype for p in each(model.parameters())} == {torch.float32}
+    assert len(list(model.parameters())) == MATRICES + 7 + 2 * 7 * 3, "matrices, norms, and low-rank pairs"
+    rows = Rows(read=list(range(20)))
+    rows.add(tuple(range(5, 25)), 0, 0)
+    with torch.inference_mode():
+        found = ran.run(rows).logits_RV
+    assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_an_adapters_own_embedding_replaces_the_one_in_the_file(half: Path, tmp_path: Path) -> None:
+    """PEFT's modules_to_save on a tied base: the head stays as it was."""
+    low = adapted(half, tmp_path / "low", 1)
+    own = torch.randn(200, 64, generator=torch.Generator().manual_seed(3))
+    tensors = load_file(low / adapters.WEIGHTS)
+    save_file(tensors | {f"{adapters.PREFIX}model.embed_tokens.weight": own}, low / adapters.WEIGHTS)
+    settings = json.loads((low / "adapter_config.json").read_text())
+    (low / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["embed_tokens"]}))
+    served, eager = checkpoints.serving(low), checkpoints.load(low)
+    assert isinstance(served, Llama)
+    assert torch.equal(served.model.embed_tokens.weight, own)
+    assert torch.equal(served.head(), checkpoints.load(half).head())
+    bits = logits(eager)
+    assert float((logits(served) - bits).norm()) <= 1e-3 * float(bits.norm())
 
 
 def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
