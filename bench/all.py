@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import sys
@@ -37,6 +38,8 @@ PEERS = {
     "onnxruntime-genai": "ONNX Runtime GenAI",
 }
 """Packages of the peers, as bench/requirements.txt and bench/optional.txt name them."""
+COMPILED = "llama_cpp_python"
+"""It may be a folder that was compiled elsewhere and copied, without a version."""
 PREPARE = "weights"
 
 
@@ -147,7 +150,8 @@ def peers(server: Path | None) -> dict[str, str | None]:
         try:
             found[name] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            here = package == COMPILED and importlib.util.find_spec("llama_cpp") is not None
+            found[name] = "a version that it does not tell" if here else None
     found["llama.cpp's server, compiled here"] = str(server) if server else None
     return found
 

@@ -232,7 +232,7 @@ def training(found: Found, why: str) -> Iterator[Line]:
         )
     for name in FIRST_LOSSES:
         what, wanted = (
-            f"first losses in fp32, {name}, all weights: greatest difference from TRL's",
+            f"first losses in fp32, {name}: gap to TRL's",
             f"<= {LOSSES:.0e}",
         )
         row = rows.get(f"{name}, all weights", {})
@@ -333,6 +333,8 @@ def scorecard(found: Mapping[str, Found], outcomes: Mapping[str, str]) -> list[L
 
     def part(name: str, lines: Callable[[Found, str], Iterator[Line]]) -> list[Line]:
         outcome = outcomes.get(name, "its part was not run")
+        if outcome == "done" and name in found:
+            outcome = "not among what this run measured"
         return list(lines(found.get(name, {}), f"{name}: {outcome}"))
 
     return [

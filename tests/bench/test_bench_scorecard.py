@@ -131,7 +131,7 @@ def test_training_is_compared_with_the_faster_way_of_trl() -> None:
     assert found["step, sft, oasst, all weights: times TRL"].verdict == WIDE
     assert found["step, sft, oasst, all weights: memory / TRL's"].measured == "0.50"
     assert found["step, sft, oasst, all weights: share of the bf16 peak"].verdict == MET
-    losses = "first losses in fp32, {}, all weights: greatest difference from TRL's"
+    losses = "first losses in fp32, {}: gap to TRL's"
     same = found[losses.format("sft, oasst")]
     assert (same.verdict, same.why) == (MET, "steps 1.500000, 1.500000; 1.250000, 1.250020")
     assert found[losses.format("kto, hh-rlhf")] == (losses.format("kto, hh-rlhf"), "<= 1e-04", "-", ABSENT, "it stopped", ())  # fmt: skip
@@ -165,6 +165,12 @@ def test_tokens_of_a_gguf_file_stand_beside_llama_cpp_with_itself() -> None:
         {"pair": ["llama.cpp as it comes (fp16 cache)", "llama.cpp, fp32 cache"], "same": 98, "positions": 100, "gaps": []},
     ]  # fmt: skip
     found = lines({"GGUF answers": {"files": {"Q8_0.gguf": {"pairs": pairs}}}})
+    assert (
+        lines({"GGUF answers": {}}, {"GGUF answers": "done"})[
+            "greedy tokens of F16.gguf equal to llama.cpp's"
+        ].why
+        == "GGUF answers: not among what this run measured"
+    )
     line = found["greedy tokens of Q8_0.gguf equal to llama.cpp's"]
     assert (line.measured, line.verdict) == ("99 of 100 (99.0%)", MISSED)
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import math
 import sys
@@ -204,10 +205,14 @@ def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch)
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     found = everything.peers(None)
     assert found["TRL"] == "1.16.0"
     assert found["transformers"] is None
     assert found["llama.cpp's server, compiled here"] is None
+    assert found["llama.cpp, compiled here"] is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert everything.peers(None)["llama.cpp, compiled here"] == "a version that it does not tell"
 
 
 def test_what_a_phase_of_a_real_run_needs_is_a_phase_before_it() -> None:
