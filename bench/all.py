@@ -40,7 +40,7 @@ PEERS = {
 """Packages of the peers, as bench/requirements.txt and bench/optional.txt name them."""
 COMPILED = "llama_cpp_python"
 """It may be a folder that was compiled elsewhere and copied, without a version."""
-PREPARE = "weights"
+PREPARE, PREPARE_S = "weights", 600.0
 
 
 class Places(NamedTuple):
@@ -126,6 +126,8 @@ def parts(device: str, *, depth: str = "usual", at: Places | None = None) -> lis
         share_s: float = getattr(plan, f"{depth}_s")
         if given is not None:
             limit_s = share_s * OVER if depth == "usual" else share_s
+            if plan.name == PREPARE:
+                limit_s = PREPARE_S  # without it no part of the real model runs
             found.append(
                 Part(
                     plan.name,
