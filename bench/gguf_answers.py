@@ -208,7 +208,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/gguf-answers.json"))
     options = parser.parse_args()
     if not options.questions.is_file():
-        print(f"bench.gguf_answers: {options.questions} is not here; left out (--questions names another file)")
+        print(
+            f"bench.gguf_answers: {options.questions} is not here; left out (--questions names another file)"
+        )
         return 0
     torch.set_num_threads(options.threads)
     written: dict[str, Any] = {}
