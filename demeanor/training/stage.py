@@ -144,12 +144,12 @@ def train_stage(
             adapters.attach(model, stage.adapter, stage.seed)
         return model
 
+    rows = within(trees, stage.max_tokens or checkpoints.checkpoint_info(parent).context, stage.name)
+    kept, held = heldout.split(rows)
     model = _placed(untrained(), stage.optim, run)
     dtype = number_format(model, run)
     if stage.adapter is not None and stage.adapter.quantise is not None:
         quantize.freeze(model)
-    rows = within(trees, stage.max_tokens or checkpoints.checkpoint_info(parent).context, stage.name)
-    kept, held = heldout.split(rows)
     left_out = len(trees) - len(rows)
     run.display.say(summary(stage.name, rows, rewards=rewards, left_out=left_out, held_out=len(held)))
 
