@@ -284,7 +284,7 @@ def identity(path: Path) -> str:
     try:
         name = hashlib.sha256(str(path).encode()).hexdigest()[:32]
         note = private_cache("sums") / f"{name}.json"
-    except OSError:  # no place to remember anything
+    except (OSError, RuntimeError):  # no place to remember anything, or no home
         return sha256(path)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(note.read_text(encoding="utf-8"))
