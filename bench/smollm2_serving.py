@@ -43,7 +43,7 @@ from demeanor.core.files import origin
 SHARED, OWN, NEW, SLOTS = 700, 300, 64, 32
 CALLERS = (1, 8, 32, 64)
 SECONDS = 40.0
-ONCE_ABOVE = 8
+ONCE_ABOVE, STOPPED = 8, 143  # callers; the exit code of a process that was asked to end
 SERVERS = {
     "demeanor, weights": "",
     "demeanor, whole stack": "",
@@ -368,6 +368,8 @@ def started(
         closing.callback(server.close)
         asyncio.run(ask(port, server.id, next(prompts(part, 0)), Asked(False, time.perf_counter())))
     except (SystemExit, OSError, ValueError) as error:
+        if isinstance(error, SystemExit) and error.code == STOPPED:
+            raise
         print(f"bench: {first} is left out: {error}")
         return []
     return [server, *(same_process(server, who, ids[who]) for who in others)]
@@ -428,7 +430,7 @@ def main(alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullconte
     if options.llama:
         llama_server(int(options.llama[0]), Path(options.llama[1]), options.llama[2] == "1")
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # the servers are ended on the way out
     model = found_model(options.model)
     if model is None:
         print("bench.smollm2_serving: SmolLM2-135M-Instruct is not here; left out (--model FOLDER)")
