@@ -16,8 +16,10 @@ from torch import nn
 from demeanor.core import registry
 from demeanor.data.batches import select
 from demeanor.data.trees import Tree
-from demeanor.model import checkpoints
+from demeanor.model import adapters, checkpoints
 from demeanor.model.exact import exact_policy_outputs
+from demeanor.model.gguf_llama import FILE
+from demeanor.model.stored import is_adapter
 from demeanor.stack.schema import OnlineStage, Stage
 from demeanor.stack.stack import OBJECTIVES, Stack
 from demeanor.training import heldout
@@ -94,7 +96,9 @@ def _named(parent: Path, rounded: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """Bytes of the weights: an adapter's with those under it, and a GGUF file's where it lies."""
+    own = sum(path.stat().st_size for kind in ("*.safetensors", FILE) for path in folder.glob(kind))
+    return own + (_size(adapters.base_folder(folder)) if is_adapter(folder) else 0)
 
 
 def _losses(folder: Path, trees: Sequence[Tree]) -> list[torch.Tensor]:

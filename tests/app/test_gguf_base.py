@@ -18,7 +18,7 @@ from demeanor.engine.scheduler import Request
 from demeanor.model import checkpoints
 from demeanor.stack.stack import Stack, training_keys
 from demeanor.training import gguf_folder
-from demeanor.training.runs import Runs, entries, unneeded, weights_folder
+from demeanor.training.runs import LEDGER, Runs, entries, read_log, unneeded, weights_folder
 from tests.model import gguf_files
 
 STACK = {
@@ -212,3 +212,15 @@ def test_weights_that_do_not_fit_are_named_by_explain(
     (tmp_path / "base" / "config.json").write_text(json.dumps({**raw, "tie_word_embeddings": False}))
     assert main(given) == 2
     assert "1 tensors are missing, first lm_head.weight" in capsys.readouterr().err
+
+
+def test_the_size_before_rounding_has_the_file_under_an_adapter(tmp_path: Path) -> None:
+    stack, runs = stack_on(tmp_path)
+    raw = yaml.safe_load(stack.path.read_text())
+    raw["weights"]["stages"].append({"name": "small", "kind": "quantise", "format": "q8_0"})
+    stack.path.write_text(yaml.safe_dump(raw))
+    rounded = app.load_stack(stack.path)
+    app.train(rounded, runs)
+    (row,) = read_log(runs.folder(rounded.stage_key("small")) / LEDGER)
+    adapter = weights_folder(rounded, runs, "sft") / "adapter_model.safetensors"
+    assert row["bytes/before"] == (tmp_path / "tiny.gguf").stat().st_size + adapter.stat().st_size
