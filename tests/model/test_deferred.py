@@ -265,3 +265,13 @@ def test_a_disk_without_room_is_said_before_anything_is_written(
     with pytest.raises(DemeanorError, match=said):
         gguf.write(tmp_path / "m.gguf", {}, gguf_llama.tensors(checkpoints.load(half, deferred=True), "Q4_0"))
     assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_a_files_headers_are_compared_on_a_machine_that_could_not_train_it(
+    half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GGUF file of 8 billion weights in 4 bits is a base on 24 GB, though its weights in fp32 would not fit."""
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 1000)
+    checkpoints.check(half)
+    with pytest.raises(CheckpointError, match="in fp32, as training holds weights"):
+        checkpoints.load(half)
