@@ -179,11 +179,11 @@ def check(folder: Path) -> None:
     config, stored = Config.load(folder), StoredTensors(folder)
     if is_reward(folder):
         stored.where.pop("lm_head.weight", None)
-        _fitting(lambda: RewardModel(_headless(config)), config, stored, "trunk.")
+        _fitting(lambda: RewardModel(_headless(config)), config, stored, "trunk.", deferred=True)
         return
     if "lm_head.weight" in stored.where:  # also of a tied config: `load` decides whether it is another one
         config = replace(config, tie_word_embeddings=False)
-    _fitting(partial(Llama, config), config, stored)
+    _fitting(partial(Llama, config), config, stored, deferred=True)
 
 
 def _fitting(
