@@ -156,7 +156,7 @@ def _weights(folder: Path, wish: Wish) -> dict[str, str]:
         raise UsageError("--key-env: is for --remote; leave it out")
     path = Path(wish.model)
     if wish.kind == "gguf" and not path.is_file():
-        raise UsageError(f"--gguf: got '{wish.model}', wanted a GGUF file")
+        raise UsageError(f"--gguf: got '{wish.model}', wanted a .gguf file")
     if wish.kind == "base" and path.exists() and not (path / "config.json").is_file():
         raise UsageError(f"--base: {path} has no config.json; wanted the folder of a Hugging Face model")
     if wish.kind == "base" and not path.exists() and not HUB_ID.fullmatch(wish.model):
