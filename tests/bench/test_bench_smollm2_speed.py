@@ -11,7 +11,7 @@ import pytest
 
 from bench import smollm2_speed
 from bench.smollm2_speed import compare_answers, contenders_of, found_model, line, peak_shares, prepared
-from bench.smollm2_worker import cache_of, prompts, timed
+from bench.smollm2_worker import cache_of, prompts, timed, unknown
 from demeanor.app import load_stack
 from demeanor.model import checkpoints
 from demeanor.stack.schema import ModelShape
@@ -42,6 +42,27 @@ def test_without_a_peer_there_is_no_ratio() -> None:
     found = line("fp32", "read 128", {("demeanor fp32", "read 128"): rates(5)}, ["demeanor fp32"])
     assert "times" not in found
     assert found["tokens_per_s"] == {"demeanor fp32": [5]}
+
+
+def test_another_attempt_has_other_prompts_and_prompts_that_were_known_are_no_measurement() -> None:
+    asked: list[int] = []
+
+    class Noted(smollm2_speed.Measurer):
+        def __init__(self) -> None:
+            self._tries, self._model, self._kind, self._least_s = 3, Path(), "int8", 0.0
+            self.contenders, self.rates = {}, {}
+
+        def _repeated(self, who: str, asked_for: dict[str, object], seed: int) -> dict[str, object]:
+            asked.append(seed)
+            return {"seconds": 1.0, "others": 0.5, "calls": 1}
+
+    Noted().measure("llama.cpp Q8_0", "read 128", 7)
+    assert len(set(asked)) == 3
+    assert not any(prompts(1, 128, a)[0][:2] == prompts(1, 128, b)[0][:2] for a in asked for b in asked if a < b)
+    told = {"seconds": 1.0, "others": 0.0}
+    assert unknown(argparse.Namespace(cached=2), [[1] * 128], told) == told
+    with pytest.raises(RuntimeError, match="100 of 128 tokens"):
+        unknown(argparse.Namespace(cached=100), [[1] * 128], told)
 
 
 def test_answers_are_compared_up_to_their_first_difference() -> None:
