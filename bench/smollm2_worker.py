@@ -355,7 +355,9 @@ def unknown(made: Any, rows: list[list[int]], told: dict[str, Any]) -> dict[str,
     """What was timed, if the prompts were read; raises RuntimeError if our engine knew more of them than chance gives."""
     known, asked = getattr(made, "cached", 0), sum(map(len, rows))
     if known > asked / 50:
-        raise RuntimeError(f"{known} of {asked} tokens of the prompts were in the cache: this is no measurement")
+        raise RuntimeError(
+            f"{known} of {asked} tokens of the prompts were in the cache: this is no measurement"
+        )
     return told
 
 

@@ -58,7 +58,9 @@ def test_another_attempt_has_other_prompts_and_prompts_that_were_known_are_no_me
 
     Noted().measure("llama.cpp Q8_0", "read 128", 7)
     assert len(set(asked)) == 3
-    assert not any(prompts(1, 128, a)[0][:2] == prompts(1, 128, b)[0][:2] for a in asked for b in asked if a < b)
+    assert not any(
+        prompts(1, 128, a)[0][:2] == prompts(1, 128, b)[0][:2] for a in asked for b in asked if a < b
+    )
     told = {"seconds": 1.0, "others": 0.0}
     assert unknown(argparse.Namespace(cached=2), [[1] * 128], told) == told
     with pytest.raises(RuntimeError, match="100 of 128 tokens"):
