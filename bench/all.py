@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -205,6 +206,8 @@ def finished(found: dict[str, dict[str, Any]], about: dict[str, Any], since: flo
 
 
 def main() -> int:
+    for kind in (signal.SIGTERM, signal.SIGINT):  # also where whoever started this had them ignored: the parts must be ended
+        signal.signal(kind, signal.default_int_handler)
     parser = arguments()
     options = parser.parse_args()
     model = found_model(options.model)
