@@ -206,7 +206,7 @@ def finished(found: dict[str, dict[str, Any]], about: dict[str, Any], since: flo
 
 
 def main() -> int:
-    for kind in (signal.SIGTERM, signal.SIGINT):  # also where whoever started this had them ignored: the parts must be ended
+    for kind in (signal.SIGTERM, signal.SIGINT):  # the parts must be ended, also if the starter ignores these
         signal.signal(kind, signal.default_int_handler)
     parser = arguments()
     options = parser.parse_args()
