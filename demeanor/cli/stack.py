@@ -392,7 +392,7 @@ def serve(
         typer.Option(
             metavar="GIB",
             callback=_above_zero,
-            help="Limit for the keys and values of all weights of this process; earlier prompts stay there until it is needed (default: an eighth of the machine's memory, or what one whole context takes).",
+            help="Limit for the keys and values of all weights of this process; earlier prompts stay there until the memory is needed (default: an eighth of the memory that the weights leave, or what one whole context takes).",
         ),
     ] = None,
     labels: Annotated[
