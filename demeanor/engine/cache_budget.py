@@ -1,8 +1,8 @@
-"""One bound on the memory for keys and values of all engines that share it, as a rule all of a process.
+"""One bound on the memory for keys and values of all engines that share it, by default all engines of a process.
 
-In: engines' pages, in use and kept for later prompts. Out: whether a sequence may start, and room for one more page. Memory that no
-running sequence needs belongs to whoever asks: the page that was not used for longest gives way, in whichever engine it is. A sequence that
-runs keeps its pages, and starts only when all that it may write fits. Who waits for memory is served in order of arrival.
+In: engines' pages, in use and kept for later prompts. Out: whether a sequence may start, and room for one more page. Any engine may take a page
+that no running sequence uses: the one that was not used for the longest time is dropped first, in whichever engine it is. A running sequence
+keeps its pages, and starts only when all that it may write fits. Engines that wait for memory are served in order of arrival.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from demeanor.core import hardware
 from demeanor.core.errors import EngineError
 
 SHARE = 8
-"""Without a setting all caches together take up to one part in so many of the machine's memory, beside weights: a laptop has other programs open."""
+"""Without a setting all caches together take up to 1/SHARE of the memory that the weights leave: a laptop has other programs open."""
 LEAST_SHARE = 16
-"""What all caches may share is what the largest weights leave, and at least one part in so many of the machine's memory."""
+"""What the largest weights leave of the machine's memory is taken to be at least 1/LEAST_SHARE of it."""
 CONTEXT_SHARE = 2
-"""A whole context may take more than that, but no more than one part in so many."""
+"""If one whole context needs more than 1/SHARE, the bound is its size, up to 1/CONTEXT_SHARE of what the weights leave."""
 
 
 class PageHolder(Protocol):
@@ -36,14 +36,14 @@ class PageHolder(Protocol):
         """Return how many pages are in memory."""
 
     def oldest(self) -> int | None:
-        """Return when the page that gives way first was used; 0: it holds nothing; None: all are in use."""
+        """Return when the page that is dropped first was used; 0: it holds nothing; None: all pages are in use."""
 
     def give_back(self) -> None:
         """Return the memory of that page to the system."""
 
 
 class CacheBudget:
-    """Bytes for the keys and values of several engines; None: what suits the machine."""
+    """Bytes for the keys and values of several engines; None: the default for this machine."""
 
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._given, self._least, self._weights = limit_bytes, 0, 0
@@ -65,7 +65,7 @@ class CacheBudget:
 
     @property
     def free_bytes(self) -> float:
-        """What no page takes."""
+        """The bytes of the bound that no page takes."""
         with self.lock:
             return self.limit_bytes - self._bytes_held()
 
@@ -94,7 +94,7 @@ class CacheBudget:
             self.withdraw(holder)
 
     def admits(self, holder: PageHolder, pages: int) -> bool:
-        """Return whether so many more pages can be promised to an engine; if not, it waits behind those that waited before."""
+        """Return whether so many more pages can be promised to an engine. If not, it waits behind the engines that waited before."""
         with self.lock:
             turn, _ = self._waiting.get(holder, (math.inf, 0))
             earlier = sum(size for before, size in self._waiting.values() if before < turn)
@@ -112,7 +112,7 @@ class CacheBudget:
             self._waiting.pop(holder, None)
 
     def grow(self, holder: PageHolder) -> bool:
-        """Make room for one more page of an engine; False: one of its own has to give way, if there is any."""
+        """Make room for one more page of an engine. False: a page of its own has to be dropped, if it has any."""
         with self.lock:
             while self._bytes_held() + holder.page_bytes > self.limit_bytes:
                 oldest = min(
@@ -134,4 +134,4 @@ class CacheBudget:
 
 
 PROCESS = CacheBudget()
-"""The bound of every engine that is given no other."""
+"""The bound of every engine that gets no other."""

@@ -18,8 +18,8 @@ from demeanor.model.pages import PAGE, PagedCache
 
 @dataclass(slots=True)
 class CacheUse:
-    """Slots that are free; pages of running sequences, kept for later ones, and that nothing is in or that may still be taken; of all
-    prompt tokens, those that were known."""
+    """Free slots; pages of running sequences, pages kept for later ones, and pages that may be taken without dropping a kept one; all prompt
+    tokens, and those that were known."""
 
     free_slots: int = 0
     used: int = 0
@@ -54,10 +54,10 @@ class Prefixes(Protocol):
         """Give a slot back; `keep`: later prompts may use what was written."""
 
     def withdraw(self) -> None:
-        """Nobody waits for memory here any more."""
+        """No sequence of this engine waits for memory any more."""
 
     def close(self) -> None:
-        """Forget what is kept, and give its memory back; running sequences go on."""
+        """Drop all kept pages and give their memory back; running sequences go on."""
 
     def usage(self) -> CacheUse:
         """Return what the memory is used for."""

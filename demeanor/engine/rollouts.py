@@ -87,7 +87,7 @@ def run(forward: Forward, sequences: Sequence[SequenceState], num_slots: int) ->
                     raise delivery
                 pieces[sequence].append(delivery)
     finally:
-        batch.prefixes.close()  # what was running waits for nobody, and holds no memory of others
+        batch.prefixes.close()  # no sequence waits for memory any more, and all pages go back
     return list(pieces.values())
 
 

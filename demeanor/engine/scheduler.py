@@ -264,7 +264,7 @@ def isolated(sequence: SequenceState) -> Iterator[None]:
 
 READ_PER_STEP = 256  # prompt tokens read in a step while nobody decodes: another prompt waits for no more
 READ_BESIDE = 128  # beside sequences that decode: half the wait, 4 to 6% fewer prompt tokens a second (bench/prefixes.py)
-MOST_BESIDE = 512  # beside them, while so many more wait for their first token than decode
+MOST_BESIDE = 512  # beside them, if more requests wait for a first token than decode
 DRAFTED_PER_STEP = 512  # tokens of all drafts together: each has logits as large as the vocabulary
 
 
@@ -437,7 +437,7 @@ class Batch:
             sequence.slot = -1
 
     def _room(self, waiting: int, decoding: int) -> int:
-        """Return how many prompt tokens a step reads: the more wait for their first token beside each that decodes, the more."""
+        """Return how many prompt tokens a step reads: more tokens if more requests wait for their first token than decode."""
         if not decoding:
             return READ_PER_STEP
         least = min(READ_BESIDE, READ_PER_STEP)
@@ -496,10 +496,10 @@ class Batch:
 
 
 def _turns(readers: list[SequenceState], room: int) -> list[tuple[SequenceState, int]]:
-    """Return who reads in this step, in order, and how much each at most.
+    """Return which prompts this step reads, in order, and at most how many tokens of each.
 
-    The prompt with the least left comes first, so that a short one does not wait for long ones (shortest remaining time first); half of
-    the room is for the oldest, so that a long one never waits for all that come after it.
+    The prompt with the fewest tokens left comes first, so that a short one does not wait for long ones (shortest remaining time first). Half of
+    the room is for the oldest, so that no prompt waits for all that come after it.
     """
     if len(readers) < 2:
         return [(s, room) for s in readers]

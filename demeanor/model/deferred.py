@@ -1,7 +1,7 @@
-"""A matrix that stays in its file until it is used: what makes a model of 8 billion weights load without a copy in memory.
+"""A matrix that stays in its file until it is used, so that a model of 8 billion weights is loaded without a second copy in memory.
 
 In: a shape, and a function that reads the matrix. Out: the matrix as it is stored (16 bits stay 16 bits, groups stay groups), or
-in fp32. Nothing is kept: whoever reads it twice reads the file twice.
+in fp32. Nothing is kept: a second `read` reads the file again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from demeanor.model.grouped import Grouped, GroupFormat
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deferred:
-    """A matrix (outputs, inputs) that `read` returns. `format`: what it is in if it comes in groups; `dtype`: of its numbers else.
+    """A matrix (outputs, inputs) that `read` returns. `format`: its format if it is in groups, else None; `dtype`: of its numbers otherwise.
 
     `peek` returns some of the first outputs without reading the others; None where that cannot be done.
     """

@@ -17,8 +17,8 @@ from demeanor.model.native import build
 
 
 class Noise:
-    """The random numbers of one answer, one for each token of the vocabulary and each draw: torch's for this seed (None: a random one), whoever computes
-    them."""
+    """The random numbers of one answer, one for each token of the vocabulary and each draw. They are torch's for this seed (None: a random one),
+    with and without compiled code."""
 
     def __init__(self, seed: int | None) -> None:
         library, seed = build(), secrets.randbits(64) if seed is None else seed
