@@ -71,7 +71,8 @@ class CacheBudget:
 
     def num_pages(self, page_bytes: int, context: int, most: int, weights_bytes: int = 0) -> int:
         """Return how many pages an engine's table may name: `most`, or what the whole bound holds; `context` are those of its longest
-        context, `weights_bytes` what its weights take: beside large ones the bound is lower. Raises EngineError if that is no token."""
+        context, `weights_bytes` what its weights take: beside large ones the bound is lower, for earlier engines too. Raises EngineError if that is
+        no token."""
         with self.lock:
             self._least = max(self._least, (context + 1) * page_bytes)
             self._weights = max(self._weights, weights_bytes)  # engines of one base share theirs
@@ -93,17 +94,23 @@ class CacheBudget:
             self._holders.discard(holder)
             self.withdraw(holder)
 
-    def admits(self, holder: PageHolder, pages: int) -> bool:
-        """Return whether so many more pages can be promised to an engine. If not, it waits behind the engines that waited before."""
+    def admits(self, holder: PageHolder, pages: int, *, waits: bool = True) -> bool:
+        """Return whether so many more pages can be promised to an engine; if not, it waits behind the engines that waited before.
+
+        Without `waits` it comes after all that wait, and no turn changes. An engine gets what its table holds if no other runs or waited
+        before: the bound may have become lower than its table, and then it would wait forever.
+        """
         with self.lock:
-            turn, _ = self._waiting.get(holder, (math.inf, 0))
+            turn = self._waiting.get(holder, (math.inf, 0))[0] if waits else math.inf
             earlier = sum(size for before, size in self._waiting.values() if before < turn)
             promised = sum(one.promised() * one.page_bytes for one in self._holders)
             needed = pages * holder.page_bytes
-            if promised + earlier + needed <= self.limit_bytes:
-                self.withdraw(holder)
+            if promised + earlier + needed <= self.limit_bytes or not promised + earlier:
+                if waits:
+                    self.withdraw(holder)
                 return True
-            self._waiting[holder] = (next(self._turns) if turn == math.inf else int(turn), needed)
+            if waits:
+                self._waiting[holder] = (next(self._turns) if turn == math.inf else int(turn), needed)
             return False
 
     def withdraw(self, holder: PageHolder) -> None:

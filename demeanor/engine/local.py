@@ -202,12 +202,14 @@ class LocalEngine:
 
     @contextmanager
     def _lent(self, tokens: int) -> Iterator[Prefixes]:
-        """Hold memory for a text in the slot of `hidden`; waits until there is some."""
+        """Hold memory for a text in the slot of `hidden`; waits until there is some. Raises EngineError if the engine is closed meanwhile."""
         while True:
             with _TURN:
                 prefixes = self._batch.prefixes
                 if prefixes.take(self.num_slots, tokens):
                     break
+            if self._closed:  # what ran at its end keeps its pages
+                raise EngineError("the engine is closed")
             time.sleep(WAIT_S)
         try:
             yield prefixes
@@ -399,12 +401,14 @@ class LocalEngine:
         """Run the forward on one token of an empty slot; raises what makes it fail."""
         prefixes = self._batch.prefixes
         found = prefixes.admit([0], 0, reuse=False)
-        if found is not None:  # else `hidden` has all memory now
-            try:
-                prefixes.reserve(found[0], 1)
-                self._forward.run(Rows([0], [found[0]], [0], [0]))
-            finally:
-                prefixes.release(found[0], keep=False)
+        if found is None:  # `hidden` or another engine has all memory now
+            prefixes.withdraw()
+            return []
+        try:
+            prefixes.reserve(found[0], 1)
+            self._forward.run(Rows([0], [found[0]], [0], [0]))
+        finally:
+            prefixes.release(found[0], keep=False)
         return []
 
     def _take(self) -> bool:

@@ -157,8 +157,7 @@ class PagePrefixes:
     def take(self, slot: int, tokens: int) -> bool:
         with self._budget.lock:
             seat = _Seat(self._admitted, -(-tokens // PAGE))
-            if not self._fits(seat.most):
-                self._budget.withdraw(self)  # a text asks again on its own
+            if not self._fits(seat.most, waits=False):  # a text asks again on its own
                 return False
             self._seats[slot] = seat
             self._admitted += 1
@@ -178,7 +177,7 @@ class PagePrefixes:
         with self._budget.lock:
             seat = self._seats[slot]
             while PAGE * len(seat.pages) < end:
-                page = self._take()
+                page = self._take(promised=True)
                 assert page is not None, "a sequence is admitted when there is memory for all of it"
                 self._append(slot, _Page(page, users=1, writer=seat.number))
 
@@ -249,12 +248,13 @@ class PagePrefixes:
         self._cache.give_back(page)
         self._away.append(page)
 
-    def _fits(self, pages: int) -> bool:
-        """True if so many pages can be promised, in this engine's table and in the memory of all."""
+    def _fits(self, pages: int, *, waits: bool = True) -> bool:
+        """True if so many pages can be promised, in this engine's table and in the memory of all; `waits`: as in `CacheBudget.admits`."""
         if self.promised() + pages > self._cache.num_pages - 1:
-            self._budget.withdraw(self)  # its own sequences have what it waits for
+            if waits:
+                self._budget.withdraw(self)  # its own sequences have what it waits for
             return False
-        return self._budget.admits(self, pages)
+        return self._budget.admits(self, pages, waits=waits)
 
     def _owed(self) -> int:
         """Pages that running sequences may still ask for."""
@@ -341,10 +341,13 @@ class PagePrefixes:
         del self._kept[page]
         self._drop(page)
 
-    def _take(self) -> int | None:
-        """Return a page that nothing is in: a free one, a new one, or the one that was not used for longest."""
+    def _take(self, *, promised: bool = False) -> int | None:
+        """Return a page that nothing is in: a free one, a new one, or the one that was not used for longest.
+
+        One that was `promised` is given though the bound became lower since.
+        """
         if not self._free:
-            if self._away and self._budget.grow(self):
+            if self._away and (self._budget.grow(self) or (promised and not self._kept)):
                 page = self._away.pop()
                 self._cache.hold(page)
                 return page

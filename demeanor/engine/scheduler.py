@@ -310,8 +310,9 @@ class Batch:
         if sequence in self._running:
             self._release(sequence)
         elif sequence in self._waiting:
+            if sequence is self._waiting[0]:  # the others have no turn yet
+                self.prefixes.withdraw()
             self._waiting.remove(sequence)
-            self.prefixes.withdraw()
 
     def step(self) -> list[tuple[SequenceState, Delivery]]:
         """Admit sequences, feed the newest tokens and parts of the prompts in one forward, return the new

@@ -129,6 +129,41 @@ def test_who_gives_up_waiting_or_is_closed_holds_nobody_back() -> None:
     assert budget.free_bytes == 6
 
 
+def test_a_text_that_finds_no_memory_takes_nobodys_turn() -> None:
+    _, a, b = pair(6)
+    slot = running(b, 4, 1)
+    assert a.admit([2] * (4 * PAGE - 1), 1, reuse=True) is None
+    assert b.admit([3] * (3 * PAGE - 1), 1, reuse=True) is None
+    assert not a.take(SLOTS - 1, 3 * PAGE)
+    b.release(slot, keep=False)
+    assert not b.take(SLOTS - 1, 3 * PAGE), "it comes after all that wait"
+    assert b.admit([3] * (3 * PAGE - 1), 1, reuse=True) is None, "there is room, but a is still first"
+    assert a.admit([2] * (4 * PAGE - 1), 1, reuse=True) is not None
+
+
+def test_when_larger_weights_lower_the_bound_who_runs_goes_on_and_who_is_alone_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 48)
+    budget = CacheBudget()
+    assert budget.num_pages(1, 5, 100) == 6
+    a = PagePrefixes(Memory(6), SLOTS, budget)  # type: ignore[arg-type]
+    found = a.admit([1] * (5 * PAGE - 1), 1, reuse=True)
+    assert found is not None
+    assert budget.num_pages(1, 1, 100, weights_bytes=40) == 4
+    b = PagePrefixes(Memory(4), SLOTS, budget)  # type: ignore[arg-type]
+    a.reserve(found[0], 5 * PAGE)
+    a.wrote(found[0], [1] * (5 * PAGE))
+    assert b.admit([2] * PAGE, 1, reuse=True) is None, "a has more than all"
+    b.withdraw()
+    a.release(found[0], keep=True)
+    slot = running(a, 5, 3)
+    assert a.usage().used == 5
+    a.release(slot, keep=True)
+    running(b, 3, 2)
+    assert (a.usage().kept, b.usage().used) == (1, 3), "within the lower bound again"
+
+
 def test_a_dropped_request_that_waited_gives_up_its_turn() -> None:
     budget = CacheBudget(9 * page_bytes(policy().config))
     a, b = (Batch(forward.forward_of(policy(), 4, 256, budget), 4) for _ in range(2))
@@ -145,6 +180,27 @@ def test_a_dropped_request_that_waited_gives_up_its_turn() -> None:
     a.add(late)
     a.step()
     assert a.load == (1, 0)
+
+
+@compiled
+def test_a_dropped_request_behind_one_that_waits_leaves_it_its_turn() -> None:
+    budget = CacheBudget(9 * page_bytes(policy().config))
+    a, b = (Batch(forward.forward_of(policy(), 4, 256, budget), 4) for _ in range(2))
+    long, late = states(policy(), [[1] * 200, [3] * 100], 30)
+    first, behind = states(policy(), [[2] * 100, [4] * 40], 30)
+    a.add(long)
+    a.step()
+    for sequence in (first, behind):
+        b.add(sequence)
+    b.step()
+    b.drop(behind)
+    a.add(late)
+    a.step()
+    a.drop(long)
+    a.step()
+    assert (a.load, b.load) == ((0, 1), (0, 1)), "there is room, but b was first"
+    b.step()
+    assert b.load == (1, 0)
 
 
 def test_the_default_is_a_share_of_the_machine_or_a_whole_context(monkeypatch: pytest.MonkeyPatch) -> None:
