@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from demeanor.core.errors import CheckpointError
 from demeanor.model import checkpoints
-from demeanor.model.deferred import Deferred
+from demeanor.model.deferred import Deferred, numbers
 from demeanor.model.grouped_modules import Matrix, keep_grouped, matrices
 
 Mix: TypeAlias = Callable[..., Tensor]
@@ -74,21 +74,23 @@ def _read_later(folders: Sequence[Path], mix: Mix) -> nn.Module:
     models = [checkpoints.load(folder, deferred=True) for folder in folders]
     for folder, other in zip(folders[1:], models[1:]):
         _require_alike(models[0], other, (folders[0], folder))
-    model, held, vectors = (
-        models[0],
-        [matrices(x) for x in models],
-        [dict(x.named_parameters()) for x in models],
-    )
-    for name in held[0]:
-        keep_grouped(model, name, _mixed([x[name] for x in held], mix))
-    for name, tensor in vectors[0].items():
-        tensor.copy_(mix(*(x[name] for x in vectors)))
-    return model
+    found = [_tensors(x) for x in models]
+    for name, ours in found[0].items():
+        parts = [x[name] for x in found]
+        if isinstance(ours, Tensor):
+            ours.copy_(_mixed(parts, mix))
+        else:
+            keep_grouped(models[0], name, Deferred(ours.shape, partial(_mixed, parts, mix)))
+    return models[0]
 
 
-def _mixed(parts: Sequence[Matrix], mix: Mix) -> Deferred:
-    """A matrix that is merged when it is written."""
-    return Deferred(parts[0].shape, lambda: mix(*(x.dequantised() for x in parts)))
+def _tensors(model: nn.Module) -> dict[str, Tensor | Matrix]:
+    """Every tensor of a model by its name: those in memory, such as a matrix that an adapter replaced, and those in files."""
+    return {**dict(model.named_parameters()), **matrices(model)}
+
+
+def _mixed(parts: Sequence[Tensor | Matrix], mix: Mix) -> Tensor:
+    return mix(*(numbers(x).float() for x in parts))
 
 
 def weighted(*tensors: Tensor, weights: Sequence[float]) -> Tensor:
@@ -112,7 +114,7 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def _require_alike(model: nn.Module, other: nn.Module, names: tuple[Path, Path]) -> None:
     """Raise CheckpointError unless two models have the same tensors."""
-    ours, theirs = ({**matrices(x), **dict(x.named_parameters())} for x in (model, other))
+    ours, theirs = _tensors(model), _tensors(other)
     strange = sorted(ours.keys() ^ theirs.keys())
     shapes = [
         f"{n} is {tuple(t.shape)} and {tuple(theirs[n].shape)}"

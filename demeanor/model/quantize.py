@@ -108,9 +108,14 @@ def write_groups(
 
 
 def _matrices(model: Llama) -> list[tuple[str, Deferred]]:
-    """The matrices of a model that was loaded deferred, by the names of their modules."""
-    found = [(name.removesuffix(".weight"), x) for name, x in matrices(model).items()]
-    return [(name, x if isinstance(x, Deferred) else Deferred(x.shape, x.dequantised)) for name, x in found]
+    """The matrices of a model that was loaded deferred, by the names of their modules; one that an adapter replaced is in memory."""
+    found = dict[str, Deferred]()
+    for name, x in matrices(model).items():
+        found[name] = x if isinstance(x, Deferred) else Deferred(x.shape, x.dequantised)
+    for name, tensor in model.named_parameters():
+        if tensor.ndim == 2:
+            found[name] = Deferred((tensor.shape[0], tensor.shape[1]), tensor.detach)
+    return [(name.removesuffix(".weight"), x) for name, x in found.items()]
 
 
 def _later(

@@ -18,8 +18,19 @@ from demeanor.core import hardware
 from demeanor.core.errors import CheckpointError, DemeanorError
 from demeanor.engine import placement
 from demeanor.engine.forward import Rows, forward_of
-from demeanor.model import adapters, checkpoints, gguf, gguf_llama, grouped, native, quantize, weight_files
+from demeanor.model import (
+    adapters,
+    checkpoints,
+    gguf,
+    gguf_llama,
+    grouped,
+    merge,
+    native,
+    quantize,
+    weight_files,
+)
 from demeanor.model.grouped import GroupFormat
+from demeanor.model.grouped_modules import matrices
 from demeanor.model.llama import Llama
 from demeanor.model.packed_size import packed_bytes
 from demeanor.model.pages import PagedCache
@@ -53,6 +64,16 @@ def adapted(base: Path, out: Path, seed: int) -> Path:
             module.lora_B.normal_(std=0.3, generator=torch.Generator().manual_seed(seed))
     adapters.save(model, settings, base, out, reward=False)
     return out
+
+
+def with_embedding(folder: Path) -> Tensor:
+    """Give an adapter an embedding of its own, as PEFT's modules_to_save does, and return it; the head of a tied base stays as it was."""
+    own = torch.randn(200, 64, generator=torch.Generator().manual_seed(3))
+    tensors = load_file(folder / adapters.WEIGHTS)
+    save_file(tensors | {f"{adapters.PREFIX}model.embed_tokens.weight": own}, folder / adapters.WEIGHTS)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["embed_tokens"]}))
+    return own
 
 
 @pytest.fixture
@@ -199,17 +220,33 @@ def test_torch_decodes_a_deferred_model_in_fp32_with_its_adapter(
 def test_an_adapters_own_embedding_replaces_the_one_in_the_file(half: Path, tmp_path: Path) -> None:
     """PEFT's modules_to_save on a tied base: the head stays as it was."""
     low = adapted(half, tmp_path / "low", 1)
-    own = torch.randn(200, 64, generator=torch.Generator().manual_seed(3))
-    tensors = load_file(low / adapters.WEIGHTS)
-    save_file(tensors | {f"{adapters.PREFIX}model.embed_tokens.weight": own}, low / adapters.WEIGHTS)
-    settings = json.loads((low / "adapter_config.json").read_text())
-    (low / "adapter_config.json").write_text(json.dumps(settings | {"modules_to_save": ["embed_tokens"]}))
+    own = with_embedding(low)
     served, eager = checkpoints.serving(low), checkpoints.load(low)
     assert isinstance(served, Llama)
     assert torch.equal(served.model.embed_tokens.weight, own)
     assert torch.equal(served.head(), checkpoints.load(half).head())
     bits = logits(eager)
     assert float((logits(served) - bits).norm()) <= 1e-3 * float(bits.norm())
+
+
+def test_a_matrix_that_an_adapter_replaced_is_rounded_and_merged_like_the_others(
+    half: Path, tmp_path: Path
+) -> None:
+    low = adapted(half, tmp_path / "low", 1)
+    with_embedding(low)
+    quantize.write_groups(low, tmp_path / "small", "q4_0", head="q8_0", activations="int8")
+    formats = Counter(x.format for x in matrices(checkpoints.load_unmerged(tmp_path / "small")).values())
+    assert formats == Counter({"q4_0": MATRICES, "q8_0": 1}), "the embedding, and a head of its own"
+    quantize.write(low, tmp_path / "int8", "int8")
+    head = load_file(tmp_path / "int8" / "model.safetensors")["lm_head.weight"]
+    assert native.narrowest(head) == "int8"
+    checkpoints.save(checkpoints.load(low), tmp_path / "whole")
+    wanted = load_file(tmp_path / "whole" / "model.safetensors")
+    for out, sources in (("a", [low, tmp_path / "whole"]), ("b", [tmp_path / "whole", low])):
+        merge.merge(sources, [0.5, 0.5], tmp_path / out)
+        found = load_file(tmp_path / out / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], x) for name, x in each(wanted.items()))
 
 
 def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path: Path) -> None:
