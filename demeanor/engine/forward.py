@@ -24,7 +24,7 @@ from demeanor.model.grouped_modules import dequantised
 from demeanor.model.hf import ForeignModel
 from demeanor.model.llama import KVCache
 from demeanor.model.native import NativeStep
-from demeanor.model.packed_size import require_room
+from demeanor.model.packed_size import require_room, require_room_in_fp32
 from demeanor.model.pages import DTYPES, PAGE, CacheFormat, PagedCache, page_bytes
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def forward_of(
         cache = PagedCache(model.config, num_slots, max_tokens, pages, cache_format)
         return Compiled(model, cache, budget, compute)
     if isinstance(model, torch.nn.Module):
+        require_room_in_fp32(model)
         dequantised(model)  # torch has no products of groups
     head = model.head()
     if compute == "bf16" and head.dtype != torch.bfloat16:

@@ -20,7 +20,7 @@ from demeanor.model.deferred import Deferred
 from demeanor.model.grouped import Grouped, GroupFormat, layout
 from demeanor.model.grouped_modules import matrices
 from demeanor.model.llama import Llama
-from demeanor.model.native import Compute, narrowest
+from demeanor.model.native import MOST_RANK, Compute, narrowest
 
 log = logging.getLogger("demeanor.model")
 
@@ -75,8 +75,8 @@ def _item_bytes(matrix: Tensor | Grouped | Deferred, compute: Compute) -> int:
 
 
 def require_room(model: Llama, compute: Compute, least_cache: int) -> int:
-    """Return the bytes of the weights; raise CheckpointError if the machine's memory cannot hold the weights and a cache of `least_cache` bytes; warn if what is free
-    now cannot."""
+    """Return the bytes of the weights; raise CheckpointError if the machine's memory cannot hold them and a cache of `least_cache` bytes;
+    warn if what is free now cannot."""
     weights, there = packed_bytes(model, compute), hardware.memory_bytes()
     needed = weights + least_cache
     if there is not None and needed > there:
@@ -93,6 +93,18 @@ def require_room(model: Llama, compute: Compute, least_cache: int) -> int:
             free / 2**30,
         )
     return weights
+
+
+def require_room_in_fp32(model: Llama) -> None:
+    """Raise CheckpointError if matrices in groups or in files, unpacked as torch decodes them, do not fit into the machine's memory."""
+    held, there = matrices(model), hardware.memory_bytes()
+    needed = 4 * (sum(math.prod(x.shape) for x in held.values()) + sum(x.numel() for x in model.parameters()))
+    if held and there is not None and needed > there:
+        raise CheckpointError(
+            f"the weights need {needed / 2**30:.1f} GiB in fp32, as torch decodes them; this machine has {there / 2**30:.1f} GiB. The "
+            "compiled decoder takes them as they are stored: it needs a C++ compiler (g++ or clang++) and adapters of rank up to "
+            f"{MOST_RANK}"
+        )
 
 
 def smaller(model: Llama, there: int) -> str:

@@ -41,6 +41,7 @@ from tests.conftest import each
 
 SHAPE = ModelShape(layers=3, width=64, heads=4, kv_heads=2, mlp_width=96, context=64)
 MATRICES = 3 * 7 + 1
+pytestmark = pytest.mark.skipif(native.build() is None, reason="no C++ compiler here")
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,10 @@ def test_torch_decodes_a_deferred_model_in_fp32_with_its_adapter(
     monkeypatch.setattr(native, "build", lambda: None)
     model = checkpoints.serving(low)
     assert isinstance(model, Llama)
+    with monkeypatch.context() as patched:
+        patched.setattr(hardware, "memory_bytes", lambda: 4 * checkpoints.num_weights(half))
+        with pytest.raises(CheckpointError, match="in fp32, as torch decodes them; this machine has"):
+            forward_of(model, 2, 64)
     ran = forward_of(model, 2, 64)
     assert {p.dtype for p in each(model.parameters())} == {torch.float32}
     assert len(list(model.parameters())) == MATRICES + 7 + 2 * 7 * 3, "matrices, norms, and low-rank pairs"
