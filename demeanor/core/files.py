@@ -197,6 +197,14 @@ def _sum_of(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+CHANGED = "was changed or replaced while it was read; run this again"
+
+
+def stamp(found: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from a later one at its place: its size, and when its content was changed (ns)."""
+    return found.st_size, found.st_mtime_ns
+
+
 def refuse_code(raw: dict[str, Any], path: Path) -> None:
     """Raise CheckpointError if the settings of a checkpoint name Python code that should build it."""
     if raw.get("auto_map"):
@@ -290,9 +298,9 @@ def identity(path: Path) -> str:
         known = json.loads(note.read_text(encoding="utf-8"))
         if known["state"] == state and len(known[SUMS]) == 64:
             return str(known[SUMS])
+    settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS  # before the long reading
     made = sha256(path)
-    after = path.stat()
-    if time.time_ns() - found.st_ctime_ns > SETTLED_NS and after.st_ctime_ns == found.st_ctime_ns:
+    if settled and path.stat().st_ctime_ns == found.st_ctime_ns:
         with contextlib.suppress(OSError), replacing(note, shared=True) as part:
             part.write_text(json.dumps({"state": state, SUMS: made}), encoding="utf-8")
     return made

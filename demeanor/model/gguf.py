@@ -8,6 +8,7 @@ taken. Knows no architecture. Source: ggml/docs/gguf.md of llama.cpp.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,20 +46,27 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """The header of a file: `settings` by key, `tensors` by name."""
+    """The header of a file: `settings` by key, `tensors` by name; `stamp` tells the file from a later one at its place."""
 
     path: Path
     settings: Mapping[str, Any]
     tensors: Mapping[str, Place]
+    stamp: tuple[int, int]
 
     def raw(self, name: str) -> Tensor:
-        """Return the bytes of a tensor as they are in the file, uint8."""
+        """Return the bytes of a tensor as they are in the file, uint8; raises CheckpointError if it is not the file any more whose header was
+        read."""
         place = self.tensors[name]
         data = bytearray(place.size)
-        with self.path.open("rb") as file:
-            file.seek(place.offset)
-            if file.readinto(data) != place.size:
-                raise CheckpointError(f"{self.path}: ends within {name}; it was cut while it was in use")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(place.offset)
+                if file.readinto(data) != place.size:
+                    raise CheckpointError(f"{self.path}: ends within {name}; it was cut while it was in use")
+                if files.stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise CheckpointError(f"{self.path}: {files.CHANGED}")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
         return torch.frombuffer(data, dtype=torch.uint8)
 
     def tensor(self, name: str) -> Tensor:
@@ -163,7 +171,8 @@ def _read(header: _Header) -> GgufFile:
     declared = dict(_declared(header, num_tensors))
     if len(declared) != num_tensors:
         raise header.error("a tensor stands twice")
-    return GgufFile(header.path, settings, _placed(header, declared, settings))
+    stamp = files.stamp(os.fstat(header.file.fileno()))
+    return GgufFile(header.path, settings, _placed(header, declared, settings), stamp)
 
 
 def _declared(header: _Header, count: int) -> Iterable[tuple[str, tuple[tuple[int, ...], int, int]]]:

@@ -26,6 +26,7 @@ from demeanor.model.gguf_llama import FILE, GgufTensors
 from demeanor.model.grouped import (
     GROUP,
     GROUP_FORMATS,
+    MINIMUM,
     PACKED,
     PARTS,
     Grouped,
@@ -58,7 +59,8 @@ class StoredTensors:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._types: dict[str, str] = {}  # as safetensors names them
         self.gguf: GgufTensors | None = None
-        self._parts: dict[str, list[str]] = {}
+        self._parts: dict[str, dict[str, Path]] = {}  # of a matrix in groups, where its tensors are
+        self._stamps: dict[Path, tuple[int, int]] = {}
         files.verify(folder)
         paths = _files(folder)
         if not paths and (folder / FILE).is_file():
@@ -72,6 +74,7 @@ class StoredTensors:
             raise CheckpointError(f"{folder}: no .safetensors file{what}")
         for path in paths:
             with opened(path) as file:
+                self._stamps[path] = files.stamp(path.stat())
                 for name in list(file.keys()):
                     if name in self.where and not torch.equal(self[name], file.get_tensor(name)):
                         raise CheckpointError(
@@ -82,14 +85,15 @@ class StoredTensors:
                     self.where[name], self.shapes[name] = path, tuple(part.get_shape())
                     self._types[name] = part.get_dtype()
         self._parts = {
-            name.removesuffix(PACKED): [x for x in _parts(name) if x in self.where]
+            name.removesuffix(PACKED): {x: self.where[x] for x in _parts(name) if x in self.where}
             for name in list(self.where)
             if name.endswith(PACKED)
         }
         for name, parts in self._parts.items():  # a matrix in groups counts as the matrix
             if name in self.where:
                 raise CheckpointError(f"{folder}: {name} is there whole and in groups; wanted one of them")
-            self.where[name], self.shapes[name] = self.where[parts[0]], self._shape(parts[0])
+            packed = name + PACKED
+            self.where[name], self.shapes[name] = parts[packed], self._shape(packed)
             for part in parts:
                 del self.where[part]
 
@@ -106,8 +110,7 @@ class StoredTensors:
             return self.gguf.groups(name)
         if name not in self._parts:
             return None
-        with opened(self.where[name]) as file:
-            tensors = {part: file.get_tensor(part) for part in self._parts[name]}
+        tensors = {part: self._read(path, part) for part, path in self._parts[name].items()}
         return from_tensors(name, tensors, str(self.where[name]))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -116,7 +119,13 @@ class StoredTensors:
         grouped = self.groups(name)
         if grouped is not None:
             return grouped.dequantised()
-        with opened(self.where[name]) as file:
+        return self._read(self.where[name], name)
+
+    def _read(self, path: Path, name: str) -> Tensor:
+        """Read a tensor of a file; raises CheckpointError if it is not the file any more whose header was read."""
+        with opened(path) as file:
+            if files.stamp(path.stat()) != self._stamps[path]:
+                raise CheckpointError(f"{path}: {files.CHANGED}")
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
@@ -150,9 +159,8 @@ class StoredTensors:
             return None
         if self.gguf is not None:
             return next(x for x in GROUP_FORMATS if x == self._type(name).lower())
-        packed, _, *minimum = (part for part in PARTS)
-        whole = self._types[name + packed] == "I8"
-        return stored_format(torch.int8 if whole else torch.uint8, name + minimum[0] in self._parts[name])
+        whole = self._types[name + PACKED] == "I8"
+        return stored_format(torch.int8 if whole else torch.uint8, name + MINIMUM in self._parts[name])
 
     def _groups(self, name: str) -> Grouped:
         found = self.groups(name)

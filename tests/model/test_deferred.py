@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import weakref
 from collections import Counter
@@ -116,7 +117,7 @@ def test_one_matrix_at_a_time_is_unpacked_while_a_model_is_rounded(
         return own(weight_OI, format)
 
     monkeypatch.setattr(quantize, "group_rounded", watched)
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 1)  # integers and scales of a matrix in several files too
     out = tmp_path / "small"
     quantize.write_groups(half, out, format, head="q8_0", activations="int8")
     assert len(seen) == MATRICES
@@ -283,6 +284,25 @@ def test_parts_appear_with_their_index_only_when_all_are_whole(tmp_path: Path) -
     ]
     for name, tensor in tensors.items():
         assert torch.equal(load_file(tmp_path / index["weight_map"][name])[name], tensor)
+
+
+def test_a_file_that_changes_before_its_matrices_are_read_is_refused(half: Path, tmp_path: Path) -> None:
+    shutil.copytree(half, tmp_path / "own")
+    model = checkpoints.serving(tmp_path / "own")
+    assert isinstance(model, Llama)
+    os.utime(tmp_path / "own" / "model.safetensors", ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: was changed or replaced"):
+        logits(model)
+    path = tmp_path / "m.gguf"
+    gguf.write(path, {}, gguf_llama.tensors(checkpoints.load(half, deferred=True), "Q8_0"))
+    file = gguf.read(path)
+    assert len(file.raw("output_norm.weight")) == 4 * 64
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"m\.gguf: was changed or replaced while it was read"):
+        file.raw("output_norm.weight")
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"m\.gguf: cannot be read \(No such file"):
+        file.raw("output_norm.weight")
 
 
 def test_integers_are_refused_as_before(half: Path, tmp_path: Path) -> None:
