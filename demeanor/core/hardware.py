@@ -134,13 +134,28 @@ def product_seconds(shapes: tuple[tuple[int, int], ...]) -> tuple[float, float]:
 
 @cache
 def memory_bytes() -> int | None:
-    """Return the memory that this process may use: the machine's or its container's; None if unknown."""
-    found = []
+    """Return the memory that this process may use: the machine's, or that of its container or service; None if unknown."""
+    found = list(group_limits())
     with contextlib.suppress(AttributeError, ValueError, OSError):
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(ValueError, OSError):  # the text "max" where there is no limit
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(found, default=None)
+
+
+def group_limits(
+    groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Yield the memory limits of the control groups that this process is in, and of those around them (Linux, cgroup 1 and 2)."""
+    lines = ["0::/", "0:memory:/"]  # what a container sees, though the file may name another
+    with contextlib.suppress(OSError):
+        lines += groups.read_text().splitlines()
+    for line in lines:
+        _, kinds, own = [*line.split(":", 2), "", ""][:3]
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, name = (mount / "memory", "memory.limit_in_bytes") if kinds else (mount, "memory.max")
+        for group in (Path(own), *Path(own).parents):
+            with contextlib.suppress(ValueError, OSError):  # the text "max" where there is no limit
+                yield int((root / group.relative_to("/") / name).read_text())
 
 
 def memory_on_demand(num_bytes: int) -> mmap.mmap:

@@ -100,15 +100,15 @@ def _imported(root: Path, path: str) -> ImportedBase | None:
     """The shape of a folder or a GGUF file; None for a hub id, and for what is no Llama."""
     place = root / path
     try:
-        file = place if place.is_file() else place / "config.json"
-        return _read(place, file.stat().st_mtime_ns)
+        about = (place if place.is_file() else place / "config.json").stat()
+        return _read(place, about.st_size, about.st_ctime_ns)
     except (CheckpointError, OSError):
         return None
 
 
 @cache
-def _read(path: Path, changed_ns: int) -> ImportedBase:
-    """Read the headers; `changed_ns` is when the file was changed, so that a new one is read again."""
+def _read(path: Path, *state: int) -> ImportedBase:
+    """Read the headers, once for each state of the file: its size, and when it was last changed (which no program can set)."""
     if not path.is_file():
         raw = read_config(path)
         in_groups = bool(raw.get("quantization_config")) and not grouped.foreign(raw)

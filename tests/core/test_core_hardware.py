@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +102,22 @@ def test_a_child_process_may_use_every_core_although_its_parent_is_bound_to_one(
         assert int(done.stdout) == len(hardware.cores())
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_the_limits_of_all_control_groups_around_this_process_count(tmp_path: Path) -> None:
+    """A service's `MemoryMax` stands in its own group or its slice's, a container's at the root; cgroup 1 has another name and place."""
+    groups, mount = tmp_path / "cgroup", tmp_path / "mount"
+    limits = {
+        "memory.max": "9000",
+        "app.slice/memory.max": "5000",
+        "app.slice/x.service/memory.max": "max",
+        "memory/app/memory.limit_in_bytes": "7000",
+        "cpu/app/memory.limit_in_bytes": "1",
+        "other.slice/memory.max": "2",
+    }
+    for name, text in limits.items():
+        (mount / name).parent.mkdir(parents=True, exist_ok=True)
+        (mount / name).write_text(f"{text}\n")
+    groups.write_text("5:cpu:/app\n4:hugetlb,memory:/app/gone\n1:name=systemd:/\n0::/app.slice/x.service\n")
+    assert sorted(set(hardware.group_limits(groups, mount))) == [5000, 7000, 9000]
+    assert list(hardware.group_limits(tmp_path / "none", mount)) == [9000]
