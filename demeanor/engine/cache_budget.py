@@ -24,6 +24,12 @@ CONTEXT_SHARE = 2
 """If one whole context needs more than 1/SHARE, the bound is its size, up to 1/CONTEXT_SHARE of what the weights leave."""
 
 
+class Waiter(Protocol):
+    """Who waits for pages: an engine with its sequences, or a text."""
+
+    page_bytes: int
+
+
 class PageHolder(Protocol):
     """An engine's pages; the methods are called with the budget's lock."""
 
@@ -48,7 +54,7 @@ class CacheBudget:
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._given, self._least, self._weights = limit_bytes, 0, 0
         self._holders: WeakSet[PageHolder] = WeakSet()
-        self._waiting: WeakKeyDictionary[PageHolder, tuple[int, int]] = WeakKeyDictionary()  # turn, bytes
+        self._waiting: WeakKeyDictionary[Waiter, tuple[int, int]] = WeakKeyDictionary()  # turn, bytes
         self._turns, self._uses = itertools.count(), itertools.count(1)
         self.lock = threading.RLock()  # nothing is waited for while it is held
 
@@ -94,29 +100,26 @@ class CacheBudget:
             self._holders.discard(holder)
             self.withdraw(holder)
 
-    def admits(self, holder: PageHolder, pages: int, *, waits: bool = True) -> bool:
-        """Return whether so many more pages can be promised to an engine; if not, it waits behind the engines that waited before.
+    def admits(self, waiter: Waiter, pages: int) -> bool:
+        """Return whether so many more pages can be promised; if not, `waiter` waits behind those that waited before.
 
-        Without `waits` it comes after all that wait, and no turn changes. An engine gets what its table holds if no other runs or waited
-        before: the bound may have become lower than its table, and then it would wait forever.
+        Who competes with nobody gets what the engine's table holds: the bound may be lower now, and then it would wait forever.
         """
         with self.lock:
-            turn = self._waiting.get(holder, (math.inf, 0))[0] if waits else math.inf
+            turn, _ = self._waiting.get(waiter, (math.inf, 0))
             earlier = sum(size for before, size in self._waiting.values() if before < turn)
             promised = sum(one.promised() * one.page_bytes for one in self._holders)
-            needed = pages * holder.page_bytes
+            needed = pages * waiter.page_bytes
             if promised + earlier + needed <= self.limit_bytes or not promised + earlier:
-                if waits:
-                    self.withdraw(holder)
+                self.withdraw(waiter)
                 return True
-            if waits:
-                self._waiting[holder] = (next(self._turns) if turn == math.inf else int(turn), needed)
+            self._waiting[waiter] = (next(self._turns) if turn == math.inf else int(turn), needed)
             return False
 
-    def withdraw(self, holder: PageHolder) -> None:
-        """An engine waits for memory no longer."""
+    def withdraw(self, waiter: Waiter) -> None:
+        """It waits for memory no longer."""
         with self.lock:
-            self._waiting.pop(holder, None)
+            self._waiting.pop(waiter, None)
 
     def grow(self, holder: PageHolder) -> bool:
         """Make room for one more page of an engine. False: a page of its own has to be dropped, if it has any."""

@@ -208,9 +208,13 @@ class LocalEngine:
                 prefixes = self._batch.prefixes
                 if prefixes.take(self.num_slots, tokens):
                     break
-            if self._closed:  # what ran at its end keeps its pages
-                raise EngineError("the engine is closed")
-            time.sleep(WAIT_S)
+            try:
+                if self._closed:  # what ran at its end keeps its pages
+                    raise EngineError("the engine is closed")
+                time.sleep(WAIT_S)
+            except BaseException:
+                prefixes.give_up()
+                raise
         try:
             yield prefixes
         finally:

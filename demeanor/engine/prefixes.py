@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from demeanor.engine.cache_budget import CacheBudget
+from demeanor.engine.cache_budget import CacheBudget, Waiter
 from demeanor.model.pages import PAGE, PagedCache
 
 
@@ -39,7 +39,8 @@ class Prefixes(Protocol):
         """
 
     def take(self, slot: int, tokens: int) -> bool:
-        """Take a slot that `admit` never gives, for a text of which nothing is known; False: there is no memory now."""
+        """Take a slot that `admit` never gives, for a text of which nothing is known; False: there is no memory now, and it waits until
+        `take` is called again or `give_up`."""
 
     def more(self, slot: int, prompt: list[int]) -> int:
         """Return how many tokens of a prompt are known now that others have read on."""
@@ -54,7 +55,10 @@ class Prefixes(Protocol):
         """Give a slot back; `keep`: later prompts may use what was written."""
 
     def withdraw(self) -> None:
-        """No sequence of this engine waits for memory any more."""
+        """No prompt waits for memory here any more."""
+
+    def give_up(self) -> None:
+        """The text for which `take` found no memory waits no longer."""
 
     def close(self) -> None:
         """Drop all kept pages and give their memory back; running sequences go on."""
@@ -115,6 +119,13 @@ class _Seat:
     length: int = 0
 
 
+@dataclass(eq=False)
+class _Text:
+    """What waits for memory beside prompts, with a turn of its own: a text that is read for its hidden states."""
+
+    page_bytes: int
+
+
 class PagePrefixes:
     """Slots whose pages are shared: a prefix is in memory once, whoever uses it.
 
@@ -134,6 +145,7 @@ class PagePrefixes:
         self._seats: dict[int, _Seat] = {}
         self._admitted = 0
         self._counts = CacheUse()
+        self._text = _Text(cache.page_bytes)
         for page in range(1, cache.num_pages):
             cache.give_back(page)
         budget.join(self)
@@ -144,7 +156,7 @@ class PagePrefixes:
                 return None
             chain, source, known = self._match(prompt[:-1]) if reuse else ([], None, 0)
             seat = _Seat(self._admitted, min(-(-(len(prompt) + room) // PAGE), self._table.shape[1]))
-            if not self._fits(seat.most - sum(page.users > 0 for page in chain)):
+            if not self._fits(seat.most - sum(page.users > 0 for page in chain), self):
                 return None
             slot = self._slots.pop(0)
             self._admitted += 1
@@ -157,7 +169,7 @@ class PagePrefixes:
     def take(self, slot: int, tokens: int) -> bool:
         with self._budget.lock:
             seat = _Seat(self._admitted, -(-tokens // PAGE))
-            if not self._fits(seat.most, waits=False):  # a text asks again on its own
+            if not self._fits(seat.most, self._text):
                 return False
             self._seats[slot] = seat
             self._admitted += 1
@@ -215,8 +227,12 @@ class PagePrefixes:
     def withdraw(self) -> None:
         self._budget.withdraw(self)
 
+    def give_up(self) -> None:
+        self._budget.withdraw(self._text)
+
     def close(self) -> None:
         with self._budget.lock:
+            self.give_up()
             while self.oldest() is not None:
                 self.give_back()
             self._budget.leave(self)
@@ -248,13 +264,12 @@ class PagePrefixes:
         self._cache.give_back(page)
         self._away.append(page)
 
-    def _fits(self, pages: int, *, waits: bool = True) -> bool:
-        """True if so many pages can be promised, in this engine's table and in the memory of all; `waits`: as in `CacheBudget.admits`."""
+    def _fits(self, pages: int, waiter: Waiter) -> bool:
+        """True if so many pages can be promised, in this engine's table and in the memory of all."""
         if self.promised() + pages > self._cache.num_pages - 1:
-            if waits:
-                self._budget.withdraw(self)  # its own sequences have what it waits for
+            self._budget.withdraw(waiter)  # its own sequences have what it waits for
             return False
-        return self._budget.admits(self, pages, waits=waits)
+        return self._budget.admits(waiter, pages)
 
     def _owed(self) -> int:
         """Pages that running sequences may still ask for."""
@@ -408,6 +423,9 @@ class SlotPrefixes:
             self._free.append(slot)
 
     def withdraw(self) -> None:
+        pass
+
+    def give_up(self) -> None:
         pass
 
     def close(self) -> None:

@@ -129,16 +129,20 @@ def test_who_gives_up_waiting_or_is_closed_holds_nobody_back() -> None:
     assert budget.free_bytes == 6
 
 
-def test_a_text_that_finds_no_memory_takes_nobodys_turn() -> None:
+def test_a_text_waits_in_its_turn_and_takes_nobodys() -> None:
     _, a, b = pair(6)
     slot = running(b, 4, 1)
     assert a.admit([2] * (4 * PAGE - 1), 1, reuse=True) is None
-    assert b.admit([3] * (3 * PAGE - 1), 1, reuse=True) is None
     assert not a.take(SLOTS - 1, 3 * PAGE)
     b.release(slot, keep=False)
-    assert not b.take(SLOTS - 1, 3 * PAGE), "it comes after all that wait"
+    assert not b.take(SLOTS - 1, 3 * PAGE)
     assert b.admit([3] * (3 * PAGE - 1), 1, reuse=True) is None, "there is room, but a is still first"
-    assert a.admit([2] * (4 * PAGE - 1), 1, reuse=True) is not None
+    b.give_up()
+    found = a.admit([2] * (4 * PAGE - 1), 1, reuse=True)
+    assert found is not None
+    a.release(found[0], keep=False)
+    assert a.take(SLOTS - 1, 3 * PAGE), "the text was next"
+    assert b.admit([3] * (3 * PAGE - 1), 1, reuse=True) is not None, "the text of b waits no longer"
 
 
 def test_when_larger_weights_lower_the_bound_who_runs_goes_on_and_who_is_alone_starts(
