@@ -99,10 +99,8 @@ class StoredTensors:
 
     def _shape(self, packed: str) -> tuple[int, ...]:
         """The shape of the matrix whose integers are the tensor `packed`."""
-        with opened(self.where[packed]) as file:
-            two = file.get_slice(packed).get_dtype() == "U8"
-        outs, *ins = self.shapes[packed]
-        return (outs, *(x * (2 if two else 1) for x in ins))
+        shape, in_a_byte = self.shapes[packed], 2 if self._types[packed] == "U8" else 1
+        return (*shape[:1], *(x * in_a_byte for x in shape[1:]))
 
     def groups(self, name: str) -> Grouped | None:
         """Return a matrix that is stored in groups as it is; None for any other tensor."""

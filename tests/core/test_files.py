@@ -81,7 +81,7 @@ def test_the_sum_of_a_large_file_is_remembered_until_the_file_changes(
 ) -> None:
     """A base of 16 GB is not read again by every command; a change of one byte, with the old time put back, is seen."""
     monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
-    monkeypatch.setattr(files, "SETTLED_NS", -1)
+    monkeypatch.setattr(files, "SETTLED_NS", -(10**9))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "weights"
     path.write_bytes(b"a" * 20)
@@ -112,3 +112,26 @@ def test_a_file_that_was_just_written_is_not_remembered(
     path.write_bytes(b"a" * 20)
     assert files.identity(path) == hashlib.sha256(b"a" * 20).hexdigest()
     assert list((tmp_path / "cache" / "demeanor" / "sums").iterdir()) == []
+
+
+def test_a_file_that_settles_while_it_is_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been changed twice within one tick of the file system's clock, and been read before the second time."""
+    monkeypatch.setattr(files, "REMEMBERED_BYTES", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, own = tmp_path / "weights", files.sha256
+    path.write_bytes(b"a" * 20)
+    now = path.stat().st_ctime_ns + 1
+
+    def slow(path: Path) -> str:
+        nonlocal now
+        now += 10 * files.SETTLED_NS
+        return own(path)
+
+    monkeypatch.setattr(files.time, "time_ns", lambda: now)
+    monkeypatch.setattr(files, "sha256", slow)
+    assert files.identity(path) == hashlib.sha256(b"a" * 20).hexdigest()
+    assert list((tmp_path / "cache" / "demeanor" / "sums").iterdir()) == []
+    assert files.identity(path) == hashlib.sha256(b"a" * 20).hexdigest()
+    assert len(list((tmp_path / "cache" / "demeanor" / "sums").iterdir())) == 1, "it has settled by now"
