@@ -157,7 +157,7 @@ RECORD, SUMS = "demeanor.json", "sha256"
 
 def checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file of a folder."""
-    return {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    return {path.name: _sum(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def verify(folder: Path) -> None:
@@ -175,13 +175,18 @@ def verify(folder: Path) -> None:
         raise CheckpointError(f"{record}: not the record of a training ({error})") from None
     for name, wanted in sums.items():
         path = folder / Path(name).name
-        found = sha256(path) if path.is_file() else "absent"
+        found = _sum(path) if path.is_file() else "absent"
         if found != wanted:
             raise CheckpointError(
                 f"{path}: was changed or damaged since it was written (SHA-256 {found[:12]}, recorded "
                 f"{wanted[:12]}). Delete {folder.parent} and train again, or copy {folder} elsewhere and name "
                 "the copy as a base"
             )
+
+
+def _sum(path: Path) -> str:
+    """The SHA-256 of a file in a folder of weights; of a link, whose file is the user's (a GGUF file), as `identity` remembers it."""
+    return identity(path) if path.is_symlink() else sha256(path)
 
 
 def sha256(path: Path) -> str:
