@@ -197,8 +197,8 @@ def _fitting(
 ) -> tuple[M, dict[str, tuple[str, tuple[int, ...]]]]:
     """Return a model without memory, and its own names and shapes by stored name, if the files fit them."""
     width, inside = config.hidden_size, config.num_attention_heads * config.head_dim
-    matrices = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
-    stored.bounded(width * matrices, config.num_hidden_layers, keep_groups=keep_groups, deferred=deferred)
+    columns = config.vocab_size + config.num_hidden_layers * (3 * config.intermediate_size + 2 * inside)
+    stored.bounded(width * columns, config.num_hidden_layers, keep_groups=keep_groups, deferred=deferred)
     with torch.device("meta"):
         model = make()
     wanted = {n.removeprefix(prefix): (n, tuple(p.shape)) for n, p in model.state_dict().items()}

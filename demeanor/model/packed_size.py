@@ -68,10 +68,10 @@ def _item_bytes(matrix: Tensor | Grouped | Deferred, compute: Compute) -> int:
     if isinstance(matrix, Grouped) or (isinstance(matrix, Deferred) and matrix.dtype == torch.bfloat16):
         return 2
     if isinstance(matrix, Tensor):
-        size = SIZES[narrowest(matrix[:PROBED])]
+        own = SIZES[narrowest(matrix[:PROBED])]
     else:
-        size = 4 if matrix.peek is None else SIZES[narrowest(matrix.peek(PROBED))]
-    return min(size, 2) if compute == "bf16" else size
+        own = 4 if matrix.peek is None else SIZES[narrowest(matrix.peek(PROBED))]
+    return min(own, 2) if compute == "bf16" else own
 
 
 def require_room(model: Llama, compute: Compute, least_cache: int) -> int:

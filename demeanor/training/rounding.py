@@ -1,7 +1,7 @@
 """What a `quantise` stage costs: the held-out loss of the rounded policy less that of its parent, row by row.
 
 In: two folders of weights and the token trees of the stage whose held-out rows they read. Out: numbers for the
-stage's log, with a 95% interval, and a sentence. Both are computed as they are served: with the compiled decoder.
+stage's log, with a 95% interval, and a sentence. Both are computed as they are served, with the compiled decoder, but with keys and values in fp32.
 """
 
 from __future__ import annotations
