@@ -149,8 +149,18 @@ def test_many_draws_follow_the_exact_distribution(settings: DrawSettings) -> Non
     assert chisquare([tokens.count(v) for v in kept], expected).pvalue > 1e-3
 
 
-def test_forbidden_tokens_never_win_and_the_edges_of_random_numbers_are_no_trap() -> None:
+def test_forbidden_tokens_never_win() -> None:
     logits_NV = torch.full((1, 49), -torch.inf)
     logits_NV[0, 30] = -5.0
     for settings in SETTINGS:
         assert int(sampling.drawn(logits_NV, [settings], [Noise(1)], [False])[0]) == 30
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_row_without_a_likeliest_token_reads_nothing_beyond_it(broken: float) -> None:
+    """No weight is 1 then, so what narrowing looks for is not there; a token is drawn all the same, whatever it is."""
+    count = len(SETTINGS)
+    logits_NV = torch.full((count, 37), broken)
+    tokens_N, kept = sampling.drawn(logits_NV, SETTINGS, [Noise(i) for i in range(count)], [True] * count)
+    assert tokens_N.tolist() == [0] * count
+    assert kept == {}

@@ -159,7 +159,8 @@ void gather(const float* w, Kept& k) {
 
 struct Narrowing { float temperature, top_p, min_p; int64_t top_k; };
 
-// Weights of a row's tokens, relative to the likeliest one, and of which tokens one is drawn: k.tokens, or all if false.
+// Weights of a row's tokens, relative to the likeliest one, and of which tokens one is drawn: k.tokens, or all if false. They are NaN or 0 where
+// the greatest logit is infinite or none is a number: then no token is left by narrowing, and the draw is from all.
 bool narrow(const float* logits, int64_t vocab, const Narrowing& s, float* w, Kept& k) {
     V tops = all(-INFINITY);
     for (int64_t v = 0; v < vocab; v += W) {
@@ -200,7 +201,7 @@ bool narrow(const float* logits, int64_t vocab, const Narrowing& s, float* w, Ke
             narrowed = true;
         }
         if (k.tokens.empty())             // the likeliest is kept whatever top_p is
-            for (int64_t v = 0; k.tokens.empty(); v++) if (w[v] == 1.0f) k.tokens.push_back(int32_t(v));
+            for (int64_t v = 0; v < vocab && k.tokens.empty(); v++) if (w[v] == 1.0f) k.tokens.push_back(int32_t(v));
     }
     if (s.min_p > 0) {
         if (narrowed) k.tokens.erase(std::remove_if(k.tokens.begin(), k.tokens.end(), [&](int32_t t) { return w[t] < s.min_p; }), k.tokens.end());
@@ -210,8 +211,9 @@ bool narrow(const float* logits, int64_t vocab, const Narrowing& s, float* w, Ke
         }
         narrowed = true;
     }
-    if (narrowed) gather(w, k);
-    return narrowed;
+    if (!narrowed || k.tokens.empty()) return false;
+    gather(w, k);
+    return true;
 }
 
 // The place whose weight divided by its wait is greatest, of equal ones the first; a weight of 0 never wins.
