@@ -447,7 +447,7 @@ class Batch:
     def _read_prompts(
         self, rows: Rows, sampled: list[SampledRow]
     ) -> list[tuple[SequenceState, int, int, int]]:
-        """Add parts of the prompts: (sequence, start, end, first read row), oldest first."""
+        """Add parts of the prompts, in the order of `_turns`: (sequence, start, end, first read row)."""
         decoding = {row.sequence for row in sampled}
         readers = [s for s in self._running if s.reading and s not in decoding]
         left = self._room(len(readers) + len(self._waiting), len(decoding))
@@ -626,10 +626,10 @@ def _choose(sequences: list[SequenceState], logits_NV: Tensor) -> Tensor:
 
 def _drawn(sequences: list[SequenceState], logits_NV: Tensor, noises: dict[int, Noise]) -> Tensor:
     """Draw the tokens of some rows, each with its settings and its random numbers."""
-    asked = [sequences[i].request.decoding for i in noises]
+    asked, vocab = [sequences[i].request.decoding for i in noises], logits_NV.shape[1]
     tokens_N, kept = sampling.drawn(
         logits_NV if len(noises) == len(logits_NV) else logits_NV[list(noises)],
-        [sampling.DrawSettings(d.temperature, d.top_p, d.min_p, d.top_k or 0) for d in asked],
+        [sampling.DrawSettings(d.temperature, d.top_p, d.min_p, min(d.top_k or 0, vocab)) for d in asked],
         list(noises.values()),
         [sequences[i].recorded and is_truncated(sequences[i].request.decoding) for i in noises],
     )
