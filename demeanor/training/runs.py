@@ -297,8 +297,8 @@ def _gguf_run(stack: Stack, runs: Runs, path: str) -> Path:
     source, key = stack.root / path, import_key(stack.root, path)
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file")
-    record = runs.folder(key) / RECORD
-    made = json.loads(record.read_text(encoding="utf-8")) if runs.complete(key) and record.is_file() else {}
+    # Of what is there, not of an attempt that failed or was killed.
+    made, _ = _record(runs.model(key) / files.RECORD)
     old = made.get("reader") != gguf_folder.READER and os.access(runs.root, os.W_OK)
     if old or not runs.complete(key):
         about = {"imported": str(source.resolve()), "reader": gguf_folder.READER}

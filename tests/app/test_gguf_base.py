@@ -174,6 +174,22 @@ def test_what_another_version_read_from_a_file_is_read_again(
     assert config.read_text() == right
 
 
+def test_what_another_version_read_is_not_used_where_this_one_refuses_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, folder: Path) -> None:
+        raise CheckpointError("what it sets is not computed here")
+
+    stack, runs = stack_on(tmp_path)
+    weights_folder(stack, runs, "base")
+    monkeypatch.setattr(gguf_folder, "READER", gguf_folder.READER + 1)
+    monkeypatch.setattr(gguf_folder, "write", refuse)
+    with pytest.raises(CheckpointError, match="not computed here"):
+        weights_folder(stack, runs, "base")
+    with pytest.raises(CheckpointError, match="not computed here"):
+        weights_folder(stack, runs, "base")
+
+
 WAYS_OUT = {
     "pickled weights": (
         ("config.json", "tokenizer.json", "pytorch_model.bin"),
