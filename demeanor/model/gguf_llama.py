@@ -219,6 +219,7 @@ def _changing(file: GgufFile, head: int) -> list[str]:
     yarn = file.settings.get(f"{kind}.rope.scaling.type") == "yarn"
     harmless: dict[str, tuple[float, ...]] = {
         "attention.scale": (0, float(np.float32(head) ** -0.5) if head else 0),
+        "attention.head_dim": (head,),  # Ollama's converter says it once more
         "rope.scaling.yarn_ext_factor": (-1, 1 if yarn else 0),
         "rope.scaling.yarn_log_multiplier": (0,),
         "attention.temperature_scale": (0,),
@@ -266,7 +267,9 @@ def _number(file: GgufFile, name: str, default: float | None = None) -> float:
 def _rope(file: GgufFile, theta: float, head: int) -> dict[str, Any]:
     """The scaling of rotary positions as transformers' `rope_parameters`; empty: none."""
     kind = file.settings["general.architecture"]
-    named = file.settings.get(f"{kind}.rope.scaling.type", "none")
+    given = file.settings.get(f"{kind}.rope.scaling.factor")
+    unnamed = "none" if given in (None, 0, 1) else "linear"  # as llama.cpp reads it
+    named = file.settings.get(f"{kind}.rope.scaling.type", unnamed)
     if ROPE_FACTORS in file.tensors:
         return _llama3(file, theta, head)
     old = file.settings.get(f"{kind}.rope.scale_linear")

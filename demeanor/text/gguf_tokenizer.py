@@ -127,8 +127,10 @@ def _templates(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ends(settings: Mapping[str, Any]) -> list[int]:
-    """Return the ids of the tokens that end an answer, as a file names them."""
-    ids = (settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    """Return the ids of the tokens that end an answer, named one by one or, by Ollama, in a list too."""
+    ids = [settings.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    more = settings.get("tokenizer.ggml.eos_token_ids")
+    ids += more if isinstance(more, list) else []
     return list(dict.fromkeys(i for i in ids if isinstance(i, int)))
 
 

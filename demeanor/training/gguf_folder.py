@@ -15,7 +15,7 @@ from demeanor.model import checkpoints, gguf_llama
 from demeanor.model.gguf_llama import FILE, GgufTensors
 from demeanor.text import gguf_tokenizer
 
-READER = 2
+READER = 3
 """Which files this version would write; a folder of another one is written again. Count it up with every change."""
 
 

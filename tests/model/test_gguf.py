@@ -17,6 +17,7 @@ from demeanor.model import checkpoints, gguf, gguf_llama
 from demeanor.model.gguf import Typed
 from demeanor.model.gguf_blocks import FORMULAS, LAYOUTS, PLAIN, dequantised, quantised
 from demeanor.model.llama import Config, rotary
+from demeanor.model.rope import Rope
 from demeanor.text import tokenizer as tokenizers
 from demeanor.training import gguf_folder
 from tests.model import gguf_files
@@ -100,11 +101,16 @@ def test_tokenizer_template_and_ends_come_from_the_file(tmp_path: Path) -> None:
     gguf_files.write(tmp_path / "bos.gguf", tokenizer=made, tokenizer__ggml__add_bos_token=True)
     gguf_folder.write(tmp_path / "bos.gguf", tmp_path / "bos")
     assert tokenizers.load(tmp_path / "bos").bos_id == made.special["<|endoftext|>"]
+    several = Typed("i", [made.eos_id, made.special["<|im_start|>"]])
+    gguf_files.write(tmp_path / "ends.gguf", tokenizer=made, tokenizer__ggml__eos_token_ids=several)
+    gguf_folder.write(tmp_path / "ends.gguf", tmp_path / "ends")
+    assert made.special["<|im_start|>"] in tokenizers.load(tmp_path / "ends").ends
 
 
 def test_settings_that_change_nothing_are_no_obstacle(tmp_path: Path) -> None:
     neutral = {
         "attention__scale": Typed("f", 0.25),  # 1 / sqrt of a head of 16
+        "attention__head_dim": Typed("I", 16),
         "residual_scale": Typed("f", 1.0),
         "logit_scale": Typed("f", 0.0),
         "attention__sliding_window_pattern": Typed("I", 4),
@@ -171,6 +177,11 @@ def test_a_yarn_of_qwen_is_read_as_transformers_does() -> None:
     )
     assert ours.rope is not None
     assert ours.rope.attention == pytest.approx(attention)
+
+
+def test_a_factor_without_a_type_is_linear_as_in_llama_cpp(tmp_path: Path) -> None:
+    made = folder(tmp_path, llama__rope__scaling__factor=Typed("f", 4.0))
+    assert checkpoints.load(made).config.rope == Rope("linear", 4.0)
 
 
 # ---- damaged and hostile files ----
@@ -313,6 +324,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"llama__attention__sliding_window": Typed("I", 16)},
         "llama.attention.sliding_window",
     ),
+    "two sizes of a head": ({"llama__attention__head_dim": Typed("I", 32)}, "llama.attention.head_dim"),
     "another rope scaling": ({"llama__rope__scaling__type": "longrope"}, "unknown rope scaling 'longrope'"),
     "scaled logits": ({"llama__logit_scale": Typed("f", 0.5)}, "llama.logit_scale"),
     "a YaRN with a multiplier": (
