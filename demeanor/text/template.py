@@ -189,13 +189,10 @@ def _of_checkpoint(tokenizer: Tokenizer, folder: Path | None) -> str:
     if named:
         source = texts.get("default")
     with_tools = texts.get("tool_use")
-    if isinstance(source, str) and isinstance(
-        with_tools, str
-    ):  # transformers chooses so, and so does llama.cpp
-        ended = [
-            re.sub(r"\n\Z", "", text) for text in (with_tools, source)
-        ]  # as jinja does at the end of a file
-        return "{% if tools %}" + ended[0] + "{% else %}" + ended[1] + "{% endif %}"
+    if isinstance(source, str) and isinstance(with_tools, str):
+        # transformers chooses so, and so does llama.cpp. Jinja drops one line end at the end of a template.
+        tools, default = (re.sub(r"\n\Z", "", text) for text in (with_tools, source))
+        return "{% if tools %}" + tools + "{% else %}" + default + "{% endif %}"
     if not isinstance(source, str):
         others = (
             f", only templates named {', '.join(texts)}: write one to a .jinja file and name it"

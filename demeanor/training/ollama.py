@@ -194,9 +194,8 @@ def _layers(stack: Stack) -> tuple[str | None, list[str]]:
     for layer in stack.layers:
         if layer.kind == "prompt":
             settings = plain(layer.spec)
-            prompts[:0] = filter(
-                None, [layer.module.fixed(layer.spec, stack.root)]
-            )  # the innermost stands first
+            # The innermost stands first.
+            prompts[:0] = filter(None, [layer.module.fixed(layer.spec, stack.root)])
             lost += [f"{layer.name} (its examples)"] if settings.get("few_shot") else []
             asked = [name for name, about in settings.get("variables", {}).items() if about.get("request")]
             lost += [f"{layer.name} (requests cannot set {', '.join(asked)})"] if asked else []

@@ -235,7 +235,7 @@ void round_narrow(const float* x, int64_t ins, NarrowRow* out) {
     }
 }
 
-// 2 W numbers that are not NaN, rounded as `round_narrow` does.
+// 2 W numbers, rounded as `round_narrow` does; with AVX512BF16 those below 2^-126 become 0.
 inline void narrow(V low, V high, NarrowRow* out) {
 #if defined(__AVX512BF16__)
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(high, low));
