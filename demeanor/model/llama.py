@@ -137,6 +137,7 @@ class Config:
             scaling, computed = ropes.parse(raw.get("rope_scaling") or rope), True  # transformers' order
         except LookupError:
             scaling, computed = None, False
+        stretch = scaling or Rope("default", 1.0)
         has_window = kind != "llama" and raw.get("use_sliding_window", kind == "mistral")
         rotary_factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
         refuse = {
@@ -153,7 +154,10 @@ class Config:
             "head_dim": head_dim,
             "max_position_embeddings": positions,
             "rope_theta": rope_theta,
-            "rope factor": scaling.factor if scaling else 1,
+            "rope factor": stretch.factor,
+            "original_max_position_embeddings": stretch.original if stretch.kind in ("llama3", "yarn") else 1,
+            "beta_fast": stretch.fast,
+            "beta_slow": stretch.slow,
         }
         low = [f"{name} is {value}" for name, value in sizes.items() if not 0 < value < math.inf]
         if low or head_dim % 2:

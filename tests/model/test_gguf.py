@@ -335,6 +335,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {**YARN, "llama__rope__scaling__yarn_ext_factor": Typed("f", 0.0)},
         "llama.rope.scaling.yarn_ext_factor",
     ),
+    "a YaRN of no context": (
+        {**YARN, "llama__rope__scaling__original_context_length": Typed("I", 0)},
+        "original_max_position_embeddings is 0",
+    ),
+    "a YaRN of negative turns": (
+        {**YARN, "llama__rope__scaling__yarn_beta_slow": Typed("f", -1.0)},
+        "beta_slow is -1.0",
+    ),
     "attention that nobody here has heard of": (
         {"llama__attention__sinkhorn_iterations": Typed("I", 3)},
         "llama.attention.sinkhorn_iterations",
