@@ -352,8 +352,8 @@ class Batch:
     ) -> list[tuple[SequenceState, Delivery]]:
         """Run the forward and choose the next tokens."""
         output = self._run(rows)
-        if output.total_R.isnan().any():
-            _fail_nan(sampled, chunks, output.total_R)
+        if not output.total_R.isfinite().all():
+            _fail_broken(sampled, chunks, output.total_R)
         for sequence, start, end, first in chunks:
             if sequence.error is None:
                 with isolated(sequence):
@@ -555,10 +555,10 @@ def _score_prompt(sequence: SequenceState, start: int, end: int, output: NativeS
         sequence.add_prompt_token(token, logprob, top)
 
 
-def _fail_nan(
+def _fail_broken(
     sampled: list[SampledRow], chunks: list[tuple[SequenceState, int, int, int]], total_R: Tensor
 ) -> None:
-    """End the sequences whose logits are not numbers."""
+    """End the sequences whose logits have a sum that is no number."""
     spans = [(row.sequence, row.first, row.first + len(row.draft) + 1) for row in sampled]
     spans += [
         (s, first, first + end - start)
@@ -566,8 +566,10 @@ def _fail_nan(
         if s.request.prompt_logprobs is not None
     ]
     for sequence, first, end in spans:
-        if total_R[first:end].isnan().any():
-            sequence.fail(EngineError("the model's logits are not numbers (NaN): its weights are broken"))
+        if not total_R[first:end].isfinite().all():
+            sequence.fail(
+                EngineError("the model's logits are no numbers (NaN or infinity): its weights are broken")
+            )
 
 
 def _sample(sampled: list[SampledRow], output: NativeStep) -> list[tuple[SequenceState, Piece]]:

@@ -268,6 +268,16 @@ def test_broken_weights_are_an_error_and_not_an_answer() -> None:
     assert not batch.busy
 
 
+def test_infinite_logits_are_an_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ByteModel, "head", lambda self: torch.ones(VOCAB_SIZE, VOCAB_SIZE))
+    batch = made(ByteModel(lambda history: torch.full((VOCAB_SIZE,), 1e38)), 1)
+    batch.add(sequence("Who?", Decoding(temperature=0.7, top_p=0.9)))
+    ((_, error),) = batch.step()
+    assert isinstance(error, EngineError)
+    assert "infinity" in str(error)
+    assert not batch.busy
+
+
 # ---- how an answer ends ----
 
 
