@@ -437,12 +437,12 @@ class Batch:
             self.prefixes.release(sequence.slot, keep=sequence.error is None)
             sequence.slot = -1
 
-    def _room(self, waiting: int, decoding: int) -> int:
-        """Return how many prompt tokens a step reads: more tokens if more requests wait for their first token than decode."""
+    def _room(self, reading: int, decoding: int) -> int:
+        """Return how many prompt tokens a step reads: more tokens if more prompts are read than sequences decode."""
         if not decoding:
             return READ_PER_STEP
         least = min(READ_BESIDE, READ_PER_STEP)
-        return max(least, min(least * waiting // decoding, MOST_BESIDE) // 32 * 32)
+        return max(least, min(least * reading // decoding, MOST_BESIDE) // 32 * 32)
 
     def _read_prompts(
         self, rows: Rows, sampled: list[SampledRow]
@@ -450,7 +450,7 @@ class Batch:
         """Add parts of the prompts, in the order of `_turns`: (sequence, start, end, first read row)."""
         decoding = {row.sequence for row in sampled}
         readers = [s for s in self._running if s.reading and s not in decoding]
-        left = self._room(len(readers) + len(self._waiting), len(decoding))
+        left = self._room(len(readers), len(decoding))  # reading more does not help those without a slot
         chunks: list[tuple[SequenceState, int, int, int]] = []
         for sequence, most in _turns(readers, left):
             if left:
@@ -468,7 +468,9 @@ class Batch:
     ) -> int:
         """Add the next part of one prompt, and return how many of the `left` tokens it takes."""
         scored = sequence.request.prompt_logprobs is not None
-        if not scored:
+        if scored:
+            left = min(left, READ_PER_STEP)  # each token has logits as large as the vocabulary
+        else:
             prompt, before = sequence.tokens, sequence.num_read
             sequence.num_read = self.prefixes.more(sequence.slot, prompt)
             sequence.num_cached += sequence.num_read - before
@@ -505,8 +507,10 @@ def _turns(readers: list[SequenceState], room: int) -> list[tuple[SequenceState,
     if len(readers) < 2:
         return [(s, room) for s in readers]
     left = {s: len(s.tokens) - s.num_read for s in readers}
-    first = min(readers, key=lambda s: left[s])
-    kept = 0 if first is readers[0] else min(room // 2, left[readers[0]])
+    oldest, first = readers[0], min(readers, key=lambda s: left[s])
+    shared = common_prefix(first.tokens, oldest.tokens) if oldest.request.prompt_logprobs is None else 0
+    copies = shared >= first.num_read + WORTH_COPYING  # then the oldest waits for what the first reads
+    kept = 0 if first is oldest or copies else min(room // 2, left[oldest])
     others = [(s, room) for s in readers if s is not first]
     return [(first, max(room - kept, 1)), *others]
 

@@ -544,7 +544,7 @@ def _spent(p: Point) -> tuple[str, str, str, str]:
     return (
         f"{p.mean_tokens - p.mean_written:.0f}",
         f"{p.mean_written:.0f}",
-        f"{p.mean_calls:.2g}",
+        f"{p.mean_calls:.3g}",
         f"{p.mean_ms:.0f}",
     )
 

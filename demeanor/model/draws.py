@@ -55,7 +55,9 @@ def draw_tokens(
     (N, V), settings_N4 = logits_NV.shape, settings_N4.float().contiguous()
     tokens_N, counts_N = torch.empty(N, dtype=torch.long), torch.empty(N, dtype=torch.long)
     kept = {i: torch.empty(V, dtype=torch.int32) for i, wanted in enumerate(keep) if wanted}
-    twisters = (ctypes.c_void_p * N)(*(state.data_ptr() for state in states if state is not None))
+    held = [state.data_ptr() for state in states if state is not None]
+    assert len(held) == N, "random numbers that were made without compiled code"
+    twisters = (ctypes.c_void_p * N)(*held)
     places = (ctypes.c_void_p * N)(*(kept[i].data_ptr() if i in kept else None for i in range(N)))
     library.draw_tokens(
         torch.get_num_threads() if N > 1 else 1,

@@ -132,15 +132,46 @@ def test_a_short_prompt_does_not_wait_for_long_ones_and_the_oldest_goes_on() -> 
         assert old.num_read >= before + 64, "half of what is read is the oldest's"
 
 
-def slow_room(waiting: int, decoding: int) -> int:
-    """What a step reads, by counting up: 32 tokens more as long as there are no more than 128 for each that waits per one that decodes."""
+def test_an_oldest_prompt_that_waits_for_a_prefix_keeps_no_room_from_the_one_that_reads_it() -> None:
+    model = ByteModel(random_next)
+    batch = made(model, 2)
+    system = (1,) * 900
+    oldest, shorter = sequence((*system, *[2] * 90)), sequence((*system, 3))
+    for one in (oldest, shorter):
+        batch.add(one)
+    batch.step()
+    assert (oldest.num_read, shorter.num_read) == (0, 256)
+
+
+def test_a_prompt_whose_log_probabilities_are_asked_reads_no_more_beside_others_than_alone() -> None:
+    batch = made(ByteModel(random_next), 6)
+    talker = sequence("hello", Decoding(temperature=0, max_tokens=50))
+    batch.add(talker)
+    batch.step()
+    scored = [
+        SequenceState(
+            Request((i,) * 1000, GREEDY, frozenset({END}), prompt_logprobs=0), GREEDY.max_tokens, ByteTokenizer().decode
+        )
+        for i in range(1, 6)
+    ]
+    for one in scored:
+        batch.add(one)
+    before = [one.num_read for one in scored]
+    batch.step()
+    read = [one.num_read - b for one, b in zip(scored, before)]
+    assert sum(read) == 512
+    assert max(read) <= 256
+
+
+def slow_room(reading: int, decoding: int) -> int:
+    """What a step reads, by counting up: 32 tokens more as long as there are no more than 128 for each that reads per one that decodes."""
     room = 128
-    while room < 512 and (room + 32) * decoding <= 128 * waiting:
+    while room < 512 and (room + 32) * decoding <= 128 * reading:
         room += 32
     return room
 
 
-def test_the_more_wait_beside_each_that_decodes_the_more_is_read_in_a_step() -> None:
+def test_the_more_read_beside_each_that_decodes_the_more_is_read_in_a_step() -> None:
     batch = made(ByteModel(random_next), 1)
     assert [batch._room(5, 0), batch._room(1, 31), batch._room(31, 1)] == [256, 128, 512]
     assert all(batch._room(w, d) == slow_room(w, d) for w in range(1, 70) for d in range(1, 33))
