@@ -39,6 +39,8 @@ from demeanor.stack.schema import (
 
 OBJECTIVES, LAYERS = "demeanor.objectives", "demeanor.layers"
 ALL = "all"
+CHANGED = {"bf16": "bf16, multiplied in bf16"}
+"""Formats of keys and values whose arithmetic changed, as keys name them: answers of before are not those of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +286,7 @@ class Stack:
         weights = self.spec.weights
         numbers = {
             "compute": weights.compute,
-            "cache": self.cache_format(self.serve),
+            "cache": CHANGED.get(cache := self.cache_format(self.serve), cache),
             "device": weights.device or "cpu",
         }
         return digest(
