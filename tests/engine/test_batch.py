@@ -150,7 +150,9 @@ def test_a_prompt_whose_log_probabilities_are_asked_reads_no_more_beside_others_
     batch.step()
     scored = [
         SequenceState(
-            Request((i,) * 1000, GREEDY, frozenset({END}), prompt_logprobs=0), GREEDY.max_tokens, ByteTokenizer().decode
+            Request((i,) * 1000, GREEDY, frozenset({END}), prompt_logprobs=0),
+            GREEDY.max_tokens,
+            ByteTokenizer().decode,
         )
         for i in range(1, 6)
     ]
