@@ -85,8 +85,8 @@ def _read_later(folders: Sequence[Path], mix: Mix) -> nn.Module:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor | Matrix]:
-    """Every tensor of a model by its name: those in memory, such as a matrix that an adapter replaced, and those in files."""
-    return {**dict(model.named_parameters()), **matrices(model)}
+    """Every tensor of a model by its name: matrices in files, and what is in memory, such as a matrix that an adapter replaced."""
+    return {**matrices(model), **dict(model.named_parameters())}
 
 
 def _mixed(parts: Sequence[Tensor | Matrix], mix: Mix) -> Tensor:
