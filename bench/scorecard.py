@@ -1,4 +1,4 @@
-"""The scorecard of `make bench`: what issue 14 wanted of a real model, what was measured with its interval, and whether it holds.
+"""The scorecard of `make bench`: what is wanted of a real model, what was measured with its interval, and whether it holds.
 
     python -m bench.scorecard [RESULTS]     # from the JSON files of the parts, whatever their age
 

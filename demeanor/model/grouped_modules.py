@@ -98,14 +98,6 @@ def matrices(model: nn.Module) -> dict[str, Matrix]:
     return {f"{name}.weight": x for name, x in found if isinstance(x, Grouped | Deferred)}
 
 
-def grouped_matrices(model: nn.Module) -> dict[str, Grouped]:
-    """Return every matrix of a model that is in groups, by its name (`... .weight`); one in its file is read."""
-    found = {
-        name: x if isinstance(x, Grouped) else x.read() for name, x in matrices(model).items() if x.format
-    }
-    return {name: x for name, x in found.items() if isinstance(x, Grouped)}
-
-
 @torch.no_grad()
 def dequantised(
     model: nn.Module, device: torch.device | None = None, dtype: torch.dtype | None = None

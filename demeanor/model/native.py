@@ -577,7 +577,7 @@ def shared(x: Tensor) -> Tensor:
     return x
 
 
-_PROBED = 8  # rows that are looked at before the whole matrix
+PROBED = 8  # rows that are looked at before the whole matrix
 CHUNK = 1 << 22  # numbers that are looked at or rounded together
 
 
@@ -587,7 +587,7 @@ def narrowest(weight_OI: Tensor) -> Format:
     It is looked at part by part, so that a head of 128,000 tokens is not copied to be looked at.
     """
     is_int8 = is_bf16 = True
-    for wide_OI in chain([weight_OI[:_PROBED].detach().float()], _chunks(weight_OI)):
+    for wide_OI in chain([weight_OI[:PROBED].detach().float()], _chunks(weight_OI)):
         if is_int8:
             small, scale_O = rounded(wide_OI)
             is_int8 = bool(((small * scale_O[:, None] - wide_OI).abs() <= 2e-6 * wide_OI.abs()).all())

@@ -20,11 +20,10 @@ from demeanor.model.deferred import Deferred
 from demeanor.model.grouped import Grouped, GroupFormat, layout
 from demeanor.model.grouped_modules import matrices
 from demeanor.model.llama import Llama
-from demeanor.model.native import MOST_RANK, Compute, narrowest
+from demeanor.model.native import MOST_RANK, PROBED, Compute, narrowest
 
 log = logging.getLogger("demeanor.model")
 
-PROBED = 8  # rows of a matrix in fp32 that tell its format
 SIZES = {"int8": 1, "bf16": 2, "fp32": 4}
 
 

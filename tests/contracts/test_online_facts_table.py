@@ -1,4 +1,4 @@
-"""The fifteen facts of issue 13 that implementations got wrong: each is in the table of its page, held by tests that exist."""
+"""The fifteen facts that implementations of online objectives got wrong: each is in the table of its page, held by tests that exist."""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from demeanor.engine import forward, placement
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.model import checkpoints, native
 from demeanor.model.grouped import Grouped, group_rounded
-from demeanor.model.grouped_modules import grouped_matrices, keep_grouped
+from demeanor.model.grouped_modules import keep_grouped
 from demeanor.model.llama import KVCache, Llama
 from demeanor.stack.schema import ModelShape
 from tests.engine.byte_model import ByteTokenizer
+from tests.groups import grouped_matrices
 
 DEMO = Path(__file__).parents[2] / "stacks" / "demo" / "demo.yaml"
 CUDA = pytest.mark.skipif(

@@ -14,11 +14,11 @@ from torch import Tensor
 from demeanor.core.errors import CheckpointError
 from demeanor.model import adapters, checkpoints, native, quantize
 from demeanor.model.grouped import GROUP_FORMATS, GroupFormat, group_rounded
-from demeanor.model.grouped_modules import grouped_matrices
 from demeanor.model.llama import Llama
 from demeanor.model.pages import PagedCache
 from demeanor.model.stored import StoredTensors
 from demeanor.stack.schema import Adapter, ModelShape
+from tests.groups import grouped_matrices
 
 SHAPE = ModelShape(layers=2, width=96, heads=3, kv_heads=1, mlp_width=152, context=64)
 

@@ -14,7 +14,6 @@ from demeanor.core.types import Decoding, Message
 from demeanor.engine.local import LocalEngine, Request
 from demeanor.model import checkpoints, gguf, gguf_llama, quantize
 from demeanor.model.grouped import GroupFormat
-from demeanor.model.grouped_modules import grouped_matrices
 from demeanor.model.llama import Llama
 from demeanor.stack.stack import Stack
 from demeanor.text import tokenizer as tokenizers
@@ -22,6 +21,7 @@ from demeanor.text.template import JinjaTemplate, load_template
 from demeanor.training import export, export_gguf, gguf_folder, ollama
 from demeanor.training.runs import Runs, weights_folder
 from tests.app.test_gguf_base import stack_on
+from tests.groups import grouped_matrices
 from tests.model import gguf_files
 
 
